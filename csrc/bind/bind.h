@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pagedserve::bind {
+
+void bind_machine(pybind11::module_& m);  // Isa, Team
+void bind_ops(pybind11::module_& m);      // params structs and the ops that take them
+
+}  // namespace pagedserve::bind

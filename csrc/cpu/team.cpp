@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "team.h"
+
+#include <omp.h>
+#include <sched.h>
+
+#include <cstdlib>
+#include <new>
+
+namespace pagedserve::cpu {
+
+namespace {
+
+constexpr size_t kAlign = 64;
+// A few tens of microseconds: longer than any imbalance of a step, short beside a time slice.
+constexpr int kSpinsBeforeYield = 20000;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Arena::~Arena() { std::free(data_); }
+
+void* Arena::at_least(size_t bytes) {
+  if (bytes > size_) {
+    const size_t rounded = (bytes + bytes / 2 + kAlign - 1) / kAlign * kAlign;
+    std::free(data_);
+    size_ = 0;
+    data_ = std::aligned_alloc(kAlign, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = rounded;
+  }
+  return data_;
+}
+
+int Worker::size() const { return team_.running_; }
+
+void Worker::barrier() {
+  const uint32_t phase = team_.phase_.load(std::memory_order_relaxed);
+  if (team_.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team_.running_) {
+    team_.arrived_.store(0, std::memory_order_relaxed);
+    team_.next_.store(0, std::memory_order_relaxed);
+    team_.phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; team_.phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    if (spins < kSpinsBeforeYield) {
+      relax();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+int64_t Worker::take(int64_t count) { return team_.next_.fetch_add(count, std::memory_order_relaxed); }
+
+void* Worker::scratch(size_t bytes) { return team_.arenas_[rank_].at_least(bytes); }
+
+void* Worker::shared_scratch(size_t bytes) {
+  if (rank_ == 0) team_.shared_.at_least(bytes);
+  barrier();
+  return team_.shared_.at_least(0);
+}
+
+Team::Team(int num_threads) : arenas_(num_threads < 1 ? 1 : num_threads) {}
+
+void Team::run(void (*call)(const void*, Worker&), const void* body) {
+  next_.store(0, std::memory_order_relaxed);
+  arrived_.store(0, std::memory_order_relaxed);
+  const int threads = size();
+  if (threads == 1) {
+    running_ = 1;
+    Worker worker(*this, 0);
+    call(body, worker);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp single
+    running_ = omp_get_num_threads();
+    Worker worker(*this, omp_get_thread_num());
+    call(body, worker);
+  }
+}
+
+}  // namespace pagedserve::cpu

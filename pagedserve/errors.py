@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every exception pagedserve raises. A message says what was given, what is supported, and what to do."""
+
+
+class PagedServeError(Exception):
+    """The root of pagedserve's own exceptions."""
+
+
+class InvalidInput(PagedServeError, ValueError):
+    """A caller's shape, dtype, length, id or parameter is outside what is supported."""
+
+
+class BackendUnavailable(PagedServeError, RuntimeError):
+    """The named backend cannot run this call here; the message lists what is missing."""
+
+
+class ModelError(PagedServeError, ValueError):
+    """A model's files cannot be read, or ask for something that is not supported."""
+
+
+class RequestRejected(PagedServeError):
+    """A request was refused at the door, or dropped before its first token.
+
+    Attributes:
+        reason: a short machine-readable word: "never_fits", "invalid", "queue_full", "deadline", "draining".
+        retry_after_s: seconds until the same request would be taken; None where it never would.
+    """
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class StepError(PagedServeError, RuntimeError):
+    """The model could not compute a request's step. Other requests go on."""
+
+
+class EngineClosed(PagedServeError, RuntimeError):
+    """The engine was closed, or died; the message says which."""
