@@ -26,9 +26,12 @@ X86_ISAS = {
 
 
 def sources() -> list[str]:
-    return sorted(
-        path.relative_to(ROOT).as_posix() for folder in ("csrc/bind", "csrc/cpu") for path in (ROOT / folder).rglob("*.cpp")
-    )
+    folders = (ROOT / "csrc/bind", ROOT / "csrc/cpu")
+    return sorted(path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.cpp"))
+
+
+def num_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class BuildExt(build_ext):
@@ -41,7 +44,8 @@ class BuildExt(build_ext):
         jobs = []
         for source in ext.sources:
             if Path(source).parent.name == "kernels":
-                jobs += [(source, isa, [*base, *KERNEL, *flags, f"-DPAGEDSERVE_ISA={isa}"]) for isa, flags in isas.items()]
+                for isa, flags in isas.items():
+                    jobs.append((source, isa, [*base, *KERNEL, *flags, f"-DPAGEDSERVE_ISA={isa}"]))
             else:
                 jobs.append((source, "common", base))
         build_temp = Path(self.build_temp)
@@ -49,14 +53,14 @@ class BuildExt(build_ext):
 
         def compile_one(job):
             source, isa, flags = job
-            out = build_temp / isa
-            (target,) = self.compiler.object_filenames([source], output_dir=str(out))
+            out = str(build_temp / isa)
+            (target,) = self.compiler.object_filenames([source], output_dir=out)
             newest = max(newest_header, os.path.getmtime(source), os.path.getmtime(__file__))
             if not os.path.exists(target) or os.path.getmtime(target) < newest:
-                self.compiler.compile([source], output_dir=str(out), include_dirs=ext.include_dirs, extra_postargs=flags)
+                self.compiler.compile([source], output_dir=out, include_dirs=ext.include_dirs, extra_postargs=flags)
             return target
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
+        with ThreadPoolExecutor(num_processors()) as pool:
             objects = list(pool.map(compile_one, jobs))
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(

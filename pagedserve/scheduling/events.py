@@ -152,7 +152,7 @@ class StepPlan:
     decode_rows: Sequence[int] = ()  # rows with one new token each; the same object as long as it is unchanged
     decode_ids: Sequence[str] = ()  # beside decode_rows
     chunks: list[Chunk] = field(default_factory=list)  # prompts, and prompts computed again after a preemption
-    page_writes: list[tuple[int, int, int]] = field(default_factory=list)  # (row, index, page): page_table[row, index] = page
+    page_writes: list[tuple[int, int, int]] = field(default_factory=list)  # (row, index, page) of page_table
     copies: list[tuple[int, int]] = field(default_factory=list)  # (source page, destination page), copy on write
     swap_out: list[tuple[int, int]] = field(default_factory=list)  # (device page, host page)
     swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host page, device page)
