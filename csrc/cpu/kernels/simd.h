@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// simd.h: the words CPU kernels are written in: a vector of kLanes floats, whatever the processor.
+//
+//   Vec               kLanes f32: 16 (AVX-512), 8 (AVX2), 4 (any other); + - * / are the compiler's
+//   Mask              what a comparison gives
+//   Bf16 F16 F8       storage types (F8 is e4m3fn); int8_t and float are themselves
+//   splat load store  load(const T*) widens to f32; store narrows, to nearest even; (..., n): the first n
+//                     elements only, the rest of a loaded Vec is 0, and nothing beyond them is touched
+//   fma min max       a * b + c, rounded once where the processor can; min and max give the second
+//                     operand if either is NaN
+//   less select       select(mask, a, b): a where mask
+//   sum               lanes added pairwise, in one fixed order
+//   exp tanh          within 2 ulp; NaN stays NaN
+//   load_pair         2 * kLanes elements in the order cheapest for T: see kInterleaved
+//
+// Everything here has internal linkage, as isa.h asks. No result depends on anything but the operands.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "../../params.h"
+#include "../isa.h"
+
+namespace pagedserve::cpu {
+namespace {
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+struct F8 {
+  uint8_t bits;
+};
+
+constexpr float kInfinity = __builtin_inff();
+
+template <class T>
+constexpr T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T larger(T a, T b) {
+  return a < b ? b : a;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+}  // namespace pagedserve::cpu
+
+#if defined(__AVX512F__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__)
+#include "simd_avx2.h"
+#else
+#include "simd_portable.h"
+#endif
+
+namespace pagedserve::cpu {
+namespace {
+
+// The first n elements of a storage type with no masked load of its own.
+template <class T>
+inline Vec load(const T* p, int n) {
+  if (n >= kLanes) return load(p);
+  T padded[kLanes] = {};
+  memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+inline void store(T* p, Vec v, int n) {
+  if (n >= kLanes) return store(p, v);
+  T padded[kLanes];
+  store(padded, v);
+  memcpy(p, padded, n * sizeof(T));
+}
+
+inline Vec zero() { return splat(0.f); }
+
+// Whether load_pair splits 2 * kLanes elements into even and odd ones (two cheap bit operations for
+// bf16) instead of a first and a second half.
+template <class T>
+constexpr bool kInterleaved = false;
+template <>
+constexpr bool kInterleaved<Bf16> = true;
+
+template <class T>
+inline void load_pair(const T* p, Vec& a, Vec& b) {
+  if constexpr (kInterleaved<T>) {
+    load_even_odd(p, a, b);
+  } else {
+    a = load(p);
+    b = load(p + kLanes);
+  }
+}
+
+template <class T>
+inline void load_pair(const T* p, Vec& a, Vec& b, int n) {
+  if (n >= 2 * kLanes) return load_pair(p, a, b);
+  T padded[2 * kLanes] = {};
+  memcpy(padded, p, n * sizeof(T));
+  load_pair(padded, a, b);
+}
+
+template <class T>
+inline void prefetch(const T* p) {
+  __builtin_prefetch(p, 0, 3);
+}
+
+// e^x. Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
+inline Vec exp(Vec x) {
+  x = min(splat(89.f), max(splat(-104.f), x));
+  const Vec n = round(x * splat(1.44269504088896341f));
+  Vec r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + splat(1.f);
+  return times_power_of_two(p, n);
+}
+
+inline float exp(float x) { return first_lane(exp(splat(x))); }
+
+// tanh(x): the odd polynomial of Cephes' tanhf near 0, where 1 - 2 / (e^2x + 1) would cancel.
+inline Vec tanh(Vec x) {
+  const Vec z = x * x;
+  Vec p = splat(-5.70498872745e-3f);
+  p = fma(p, z, splat(2.06390887954e-2f));
+  p = fma(p, z, splat(-5.37397155531e-2f));
+  p = fma(p, z, splat(1.33314422036e-1f));
+  p = fma(p, z, splat(-3.33332819422e-1f));
+  const Vec near_zero = fma(p * z, x, x);
+  const Vec magnitude = abs(x);
+  const Vec far = splat(1.f) - splat(2.f) / (exp(magnitude + magnitude) + splat(1.f));
+  return select(less(magnitude, splat(0.625f)), near_zero, select(less(x, zero()), zero() - far, far));
+}
+
+// Calls body(T()) with the storage type of `dtype`. Params are checked before they reach a kernel.
+template <class Body>
+inline void with_float_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kF16:
+      return body(F16());
+    case DType::kBF16:
+      return body(Bf16());
+    default:
+      return body(float());
+  }
+}
+
+template <class Body>
+inline void with_kv_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kI8:
+      return body(int8_t());
+    case DType::kF8E4M3:
+      return body(F8());
+    default:
+      return with_float_type(dtype, body);
+  }
+}
+
+}  // namespace
+}  // namespace pagedserve::cpu
