@@ -1,28 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds pagedserve._C: every kernel of csrc/cpu/kernels once per instruction set, everything else once."""
+"""Builds pagedserve._C: every kernel of csrc/cpu/kernels once per instruction set, everything else once.
+
+Needs a C++17 compiler with OpenMP and Python's headers; no torch. Objects are kept in build/, so a second build
+compiles what changed. `build_ext --portable` (or `portable = 1` under [build_ext] in a setup.cfg) leaves the x86
+instruction sets out, which is also what every processor other than x86-64 gets.
+"""
 
 import os
 import platform
 import shutil
+import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 ROOT = Path(__file__).parent.resolve()
 COMMON = ["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
+LINK = ["-fopenmp", "-s"]
 # Contraction is written out where it is meant: bits must not depend on what a compiler fuses.
 KERNEL = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
-X86_ISAS = {
-    "kPortable": [],
-    "kAvx2": AVX2,
-    "kAvx512": AVX512,
-    "kAvx512Bf16": [*AVX512, "-mavx512bf16"],
-}
+PORTABLE_ISAS: dict[str, list[str]] = {"kPortable": []}
+X86_ISAS = {**PORTABLE_ISAS, "kAvx2": AVX2, "kAvx512": AVX512, "kAvx512Bf16": [*AVX512, "-mavx512bf16"]}
+PROBE = """\
+#include <omp.h>
+#include <optional>
+int main() { return std::optional<int>(omp_get_max_threads()).value() < 1; }
+"""
 
 
 def sources() -> list[str]:
@@ -30,48 +43,79 @@ def sources() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.cpp"))
 
 
-def num_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class Build(build):
+    """A wheel holds what this build made, never what an older one left behind."""
+
+    def run(self):
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildExt(build_ext):
     """Compiles in parallel, each kernel file once per instruction set, with that set's flags."""
 
+    user_options: ClassVar = [*build_ext.user_options, ("portable", None, "leave the x86 instruction sets out")]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "portable"]
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.portable = 0
+
     def build_extension(self, ext):
-        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        isas = X86_ISAS if is_x86 else {"kPortable": []}
-        base = [*COMMON, *(["-DPAGEDSERVE_X86"] if is_x86 else [])]
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64") and not self.portable
+        isas = X86_ISAS if is_x86 else PORTABLE_ISAS
+        # Not self.build_temp: an editable install hands in a folder that it throws away.
+        objects_dir = ROOT / "build" / f"objects-{sysconfig.get_platform()}{'' if is_x86 else '-portable'}"
         jobs = []
+        base = [*COMMON, *(["-DPAGEDSERVE_X86"] if is_x86 else [])]
         for source in ext.sources:
             if Path(source).parent.name == "kernels":
                 for isa, flags in isas.items():
                     jobs.append((source, isa, [*base, *KERNEL, *flags, f"-DPAGEDSERVE_ISA={isa}"]))
             else:
-                jobs.append((source, "common", base))
-        build_temp = Path(self.build_temp)
-        newest_header = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
-
-        def compile_one(job):
-            source, isa, flags = job
-            out = str(build_temp / isa)
-            (target,) = self.compiler.object_filenames([source], output_dir=out)
-            newest = max(newest_header, os.path.getmtime(source), os.path.getmtime(__file__))
-            if not os.path.exists(target) or os.path.getmtime(target) < newest:
-                self.compiler.compile([source], output_dir=out, include_dirs=ext.include_dirs, extra_postargs=flags)
-            return target
-
+                # The bindings alone see Python's headers, and so belong to one interpreter.
+                jobs.append((source, sys.implementation.cache_tag if "bind" in source else "common", base))
+        self.check_compiler()
         with ThreadPoolExecutor(num_processors()) as pool:
-            objects = list(pool.map(compile_one, jobs))
-        target = self.get_ext_fullpath(ext.name)
+            objects = list(pool.map(lambda job: self.compile_one(ext, objects_dir, *job), jobs))
         self.compiler.link_shared_object(
-            objects, target, extra_postargs=["-fopenmp", "-s"], build_temp=self.build_temp, target_lang="c++"
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=LINK, build_temp=self.build_temp, target_lang="c++"
         )
 
-    def run(self):
-        # A wheel holds what this build made, never what an older one left behind.
-        if not self.inplace:
-            shutil.rmtree(self.build_lib, ignore_errors=True)
-        super().run()
+    def compile_one(self, ext, objects_dir, source, folder, flags):
+        out = str(objects_dir / folder)
+        (target,) = self.compiler.object_filenames([source], output_dir=out)
+        headers = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
+        newest = max(headers, os.path.getmtime(source), os.path.getmtime(__file__))
+        if not os.path.exists(target) or os.path.getmtime(target) < newest:
+            self.compiler.compile([source], output_dir=out, include_dirs=ext.include_dirs, extra_postargs=flags)
+        return target
+
+    def check_compiler(self):
+        if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            stop("Python's headers (Python.h) are missing: install them, for example with `apt install python3-dev`")
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.cpp"
+            probe.write_text(PROBE)
+            try:
+                objects = self.compiler.compile([str(probe)], output_dir="/", extra_postargs=["-std=c++17", "-fopenmp"])
+                self.compiler.link_executable(
+                    objects, str(probe.with_suffix("")), extra_postargs=["-fopenmp"], target_lang="c++"
+                )
+            except (CompileError, LinkError):
+                name = self.compiler.compiler_cxx[0]
+                stop(f"`{name}` does not compile C++17 with OpenMP: `apt install g++`, say, or name another with CXX=")
 
 
-setup(ext_modules=[Pybind11Extension("pagedserve._C", sources())], cmdclass={"build_ext": BuildExt})
+def num_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stop(reason: str) -> None:
+    raise SystemExit(f"pagedserve cannot be built here: {reason}")
+
+
+if not sys.platform.startswith("linux"):
+    stop(f"it builds on Linux, and this is {sys.platform}; a Linux container or virtual machine will do")
+
+setup(ext_modules=[Pybind11Extension("pagedserve._C", sources())], cmdclass={"build": Build, "build_ext": BuildExt})
