@@ -15,6 +15,5 @@ template <> void Kernels<kIsa>::linear(const LinearParams&, Worker&) { std::abor
 template <> void Kernels<kIsa>::embed(const EmbedParams&, Worker&) { std::abort(); }
 template <> void Kernels<kIsa>::take_rows(const TakeRowsParams&, Worker&) { std::abort(); }
 template <> void Kernels<kIsa>::soft_cap(const SoftCapParams&, Worker&) { std::abort(); }
-template <> void Kernels<kIsa>::sample(const SampleParams&, Worker&) { std::abort(); }
 
 }  // namespace pagedserve::cpu

@@ -101,9 +101,10 @@ def keep(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
     return torch.zeros_like(kept).scatter_(0, order, kept)
 
 
-def _top(logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
-    values, ids = torch.sort(logprobs, descending=True, stable=True)  # ties by lower id
-    values, ids = values[:num_top], ids[:num_top]
+def _top(logits: Tensor, logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    # By logit: subtracting the log-sum-exp rounds, and would make ties of its own.
+    ids = torch.sort(logits, descending=True, stable=True).indices[:num_top]  # ties by lower id
+    values = logprobs[ids]
     return torch.where(torch.isfinite(values), ids, -1), values
 
 
@@ -157,5 +158,5 @@ def sample(
         row_logprobs = torch.log_softmax(raw, 0)
         tokens[row], logprobs[row] = token, row_logprobs[token]
         top_tokens[row, :], top_logprobs[row, :] = -1, -torch.inf
-        ids, values = _top(row_logprobs, num_top)
+        ids, values = _top(raw, row_logprobs, num_top)
         top_tokens[row, : len(ids)], top_logprobs[row, : len(ids)] = ids.to(torch.int32), values
