@@ -17,135 +17,74 @@
 // Bound    greedy: the exponentials of the log-sum-exp; with filters: passes over L2
 // Source   Salmon et al. 2011 (Philox); Gumbel 1954 (argmax of logits plus noise)
 // Oracle   pagedserve/backends/reference/sampling.py::sample
-#include <algorithm>
-#include <cfloat>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <float.h>
+#include <math.h>
 
 #include "../kernels.h"
+#include "simd.h"
 
 namespace pagedserve::cpu {
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
-typedef float Floats __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
-
-constexpr float kInfinity = __builtin_inff();
 constexpr int kBlock = 4096;     // tokens of a stats task: 16 KB, so its second pass reads L1
 constexpr int kPad = 64;         // rows in scratch are padded to whole groups of noise
 constexpr int kFewTokens = 256;  // sorting so many costs about as much as one more pass over 49152
 
-Floats load(const float* x) {
-  Floats v;
-  std::memcpy(&v, x, sizeof v);
-  return v;
-}
-
-void store(float* x, Floats v) { std::memcpy(x, &v, sizeof v); }
-
-Floats all(float x) { return x - Floats{}; }
-
-Floats max(Floats a, Floats b) { return a > b ? a : b; }
-
 // Values that are not finite become -inf.
-Floats finite(Floats x) { return (x <= FLT_MAX) & (x >= -FLT_MAX) ? x : all(-kInfinity); }
+Vec finite(Vec x) { return select(less(abs(x), splat(kInfinity)), x, splat(-kInfinity)); }
 
-float finite(float x) { return std::fabs(x) <= FLT_MAX ? x : -kInfinity; }
+float finite(float x) { return fabsf(x) <= FLT_MAX ? x : -kInfinity; }
 
-float largest(Floats v) {
-  float m = v[0];
-  for (int i = 1; i < kWidth; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+// exp(s) of s <= 0; 0 below -87, so that no subnormal number slows a row down.
+Vec weight(Vec s) {
+  const Vec lowest = splat(-87.f);
+  return select(less(s, lowest), zero(), exp(max(s, lowest)));
 }
 
-bool any(Ints v) {
-  uint64_t words[kWidth / 2], bits = 0;
-  std::memcpy(words, &v, sizeof v);
-  for (int i = 0; i < kWidth / 2; ++i) bits |= words[i];
-  return bits != 0;
-}
-
-float sum(Floats v) {
-  float lanes[kWidth];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int n = kWidth / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
-  }
-  return lanes[0];
-}
-
-int32_t sum(Ints v) {
-  int32_t total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
-}
-
-// exp of x <= 0; 0 below -87, where float32 has no more normal numbers.
-Floats exp_negative(Floats x) {
-  const Floats magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-  const Floats n = x * 1.44269504f + magic;
-  Ints bits;
-  std::memcpy(&bits, &n, sizeof n);
-  const Floats k = n - magic;
-  const Floats r = (x - k * 0.693359375f) + k * 2.12194440e-4f;  // ln 2 in two parts
-  Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  const Ints power = (bits << 23) + (127 << 23);
-  Floats scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return x >= -87.f ? p * scale : Floats{};
-}
+Vec one_where(Mask mask) { return select(mask, splat(1.f), zero()); }
 
 struct Stats {
-  float max;  // over finite logits; -inf where there is none
-  float sum;  // of exp(logit - max)
+  float largest;  // over finite logits; -inf where there is none
+  float sum;      // of exp(logit - largest)
 };
 
 Stats block_stats(const float* x, int count) {
-  float tail[kWidth];
-  const int whole = count / kWidth * kWidth;
-  std::fill(tail, tail + kWidth, -kInfinity);
-  std::copy(x + whole, x + count, tail);
-  Floats top = finite(load(tail));
-  for (int i = 0; i < whole; i += kWidth) top = max(top, finite(load(x + i)));
-  const float m = largest(top);
-  if (m == -kInfinity) return {m, 0.f};
-  Floats total = exp_negative(finite(load(tail)) - m);
-  for (int i = 0; i < whole; i += kWidth) total += exp_negative(finite(load(x + i)) - m);
-  return {m, sum(total)};
+  const int whole = count / kLanes * kLanes, rest = count - whole;
+  Vec top = select(first(rest), finite(load(x + whole, rest)), splat(-kInfinity));
+  const Vec tail = top;
+  for (int i = 0; i < whole; i += kLanes) top = max(top, finite(load(x + i)));
+  const float largest = max_lane(top);
+  if (largest == -kInfinity) return {largest, 0.f};
+  Vec total = weight(tail - splat(largest));
+  for (int i = 0; i < whole; i += kLanes) total = total + weight(finite(load(x + i)) - splat(largest));
+  return {largest, sum(total)};
+}
+
+int32_t first_equal(const float* x, float value) {
+  int32_t i = 0;
+  while (x[i] != value) ++i;
+  return i;
 }
 
 // The first token of the largest finite logit, from the maximum of each block.
-int32_t first_largest(const float* x, int count, const Stats* blocks, float max) {
-  int begin = 0;
-  while (blocks[begin / kBlock].max != max) begin += kBlock;
-  return static_cast<int32_t>(std::find(x + begin, x + count, max) - x);
+int32_t first_largest(const float* x, const Stats* blocks, float largest) {
+  int32_t begin = 0;
+  while (blocks[begin / kBlock].largest != largest) begin += kBlock;
+  return begin + first_equal(x + begin, largest);
 }
 
-// The log of the sum of exp(logit - max).
-double log_sum(const Stats* blocks, int num_blocks, float max) {
+// The log of the sum of exp(logit - largest).
+double log_sum(const Stats* blocks, int num_blocks, float largest) {
   double total = 0;
   for (int b = 0; b < num_blocks; ++b) {
-    if (blocks[b].sum > 0) total += blocks[b].sum * std::exp(static_cast<double>(blocks[b].max) - max);
+    if (blocks[b].sum > 0) total += blocks[b].sum * ::exp(static_cast<double>(blocks[b].largest) - largest);
   }
-  return std::log(total);
+  return ::log(total);
 }
 
-float logprob(float logit, float max, double log_total) {
-  return static_cast<float>(static_cast<double>(logit) - max - log_total);
+float logprob(float logit, float largest, double log_total) {
+  return static_cast<float>(static_cast<double>(logit) - largest - log_total);
 }
 
 // One row in a thread's scratch. Arrays are padded with what can never be chosen.
@@ -164,9 +103,10 @@ struct Row {
 };
 
 void copy_finite(const Row& row, const float* logits, int vocab_size) {
-  std::memcpy(row.values, logits, sizeof(float) * vocab_size);
-  std::fill(row.values + vocab_size, row.values + row.padded, -kInfinity);
-  for (int i = 0; i < row.padded; i += kWidth) store(row.values + i, finite(load(row.values + i)));
+  const int whole = vocab_size / kLanes * kLanes;
+  for (int i = 0; i < whole; i += kLanes) store(row.values + i, finite(load(logits + i)));
+  for (int i = whole; i < vocab_size; ++i) row.values[i] = finite(logits[i]);
+  for (int i = vocab_size; i < row.padded; ++i) row.values[i] = -kInfinity;
 }
 
 bool has_penalties(const SampleParams& p, int r) {
@@ -194,9 +134,9 @@ void penalise(const SampleParams& p, int r, const Row& row) {
 }
 
 float largest_value(const Row& row) {
-  Floats top = all(-kInfinity);
-  for (int i = 0; i < row.padded; i += kWidth) top = max(top, load(row.values + i));
-  return largest(top);
+  Vec top = splat(-kInfinity);
+  for (int i = 0; i < row.padded; i += kLanes) top = max(top, load(row.values + i));
+  return max_lane(top);
 }
 
 // Tokens in the order "falling value, rising id" up to and with this one.
@@ -211,66 +151,86 @@ struct Amount {
   double mass;
 };
 
+template <bool by_mass>
 Amount amount_above(const Row& row, float value) {
   constexpr int kChunk = 2048;  // tokens whose weights are added in float32
-  Ints count{};
+  Vec count = zero();           // whole numbers: exact below 2^24
   double mass = 0;
   for (int begin = 0; begin < row.padded; begin += kChunk) {
-    Floats part{};
-    for (int i = begin, end = std::min(begin + kChunk, row.padded); i < end; i += kWidth) {
-      const auto above = load(row.values + i) > value;
-      count -= above;
-      part += above ? load(row.weights + i) : Floats{};
+    Vec part = zero();
+    for (int i = begin, end = smaller(begin + kChunk, row.padded); i < end; i += kLanes) {
+      const Mask above = less(splat(value), load(row.values + i));
+      count = count + one_where(above);
+      if (by_mass) part = part + select(above, load(row.weights + i), zero());
     }
-    mass += sum(part);
+    if (by_mass) mass += sum(part);
   }
-  return {sum(count), mass};
+  return {static_cast<int32_t>(sum(count)), mass};
 }
 
-int32_t count_above(const Row& row, float value) {
-  Ints count{};
-  for (int i = 0; i < row.padded; i += kWidth) count -= load(row.values + i) > value;
-  return sum(count);
+bool before(const float* values, int32_t a, int32_t b) {
+  return values[a] > values[b] || (values[a] == values[b] && a < b);
 }
 
-// Ids with low < value <= high into row.ids, best first.
+// Sinks ids[i] into the heap below it, whose root is the last in order.
+void sink(const float* values, int32_t* ids, int i, int n) {
+  for (int child = 2 * i + 1; child < n; i = child, child = 2 * i + 1) {
+    if (child + 1 < n && before(values, ids[child], ids[child + 1])) ++child;
+    if (!before(values, ids[i], ids[child])) return;
+    const int32_t last = ids[child];
+    ids[child] = ids[i];
+    ids[i] = last;
+  }
+}
+
+void heap_sort(const float* values, int32_t* ids, int n) {
+  for (int i = n / 2 - 1; i >= 0; --i) sink(values, ids, i, n);
+  for (int end = n - 1; end > 0; --end) {
+    const int32_t last = ids[0];
+    ids[0] = ids[end];
+    ids[end] = last;
+    sink(values, ids, 0, end);
+  }
+}
+
+// Ids with low < value <= high into row.ids, in order.
 int collect(const Row& row, float low, float high) {
-  const auto inside = [&](Floats v) { return (v > low) & (v <= high); };
   int n = 0;
+  bool sorted = true;
   for (int begin = 0; begin < row.padded; begin += kPad) {
-    Ints hits{};
-    for (int i = begin; i < begin + kPad; i += kWidth) hits |= inside(load(row.values + i));
-    if (!any(hits)) continue;
+    Vec hits = zero();
+    for (int i = begin; i < begin + kPad; i += kLanes) {
+      const Vec v = load(row.values + i);
+      hits = max(hits, select(less(splat(high), v), zero(), one_where(less(splat(low), v))));
+    }
+    if (max_lane(hits) == 0.f) continue;
     for (int i = begin; i < begin + kPad; ++i) {
-      row.ids[n] = i;
-      n += row.values[i] > low && row.values[i] <= high;
+      if (!(row.values[i] > low && row.values[i] <= high)) continue;
+      sorted = sorted && (n == 0 || before(row.values, row.ids[n - 1], i));
+      row.ids[n++] = i;
     }
   }
-  const float* values = row.values;
-  const auto better = [values](int32_t a, int32_t b) {
-    return values[a] > values[b] || (values[a] == values[b] && a < b);
-  };
-  if (!std::is_sorted(row.ids, row.ids + n, better)) std::sort(row.ids, row.ids + n, better);
+  if (!sorted) heap_sort(row.values, row.ids, n);
   return n;
 }
 
 // The first token at which the tokens before and with it amount to `target`: their number, or with by_mass
-// their weights. max is the largest value.
+// their weights. largest is the largest value.
 template <bool by_mass>
-Cut find_cut(const Row& row, double target, float max) {
+Cut find_cut(const Row& row, double target, float largest) {
   // The bracket: the cut's value is in (low, high]; `above` is the amount above high.
-  float low = -kInfinity, high = max;
+  float low = -kInfinity, high = largest;
   int32_t count_low = row.padded, count_high = 0;
   double above = 0;
   float reach = 8;
   while (count_low - count_high > kFewTokens) {
-    const float middle = low == -kInfinity ? max - reach : low + (high - low) / 2;
+    const float middle = low == -kInfinity ? largest - reach : low + (high - low) / 2;
     if (!(middle > low && middle < high)) {
       if (low != -kInfinity || !(middle > low)) break;  // nothing between: one value is left, or none
-      reach *= 2;                                       // max is so large that max - reach is max
+      reach *= 2;                                       // so large that largest - reach is largest
       continue;
     }
-    const Amount amount = by_mass ? amount_above(row, middle) : Amount{count_above(row, middle), 0};
+    const Amount amount = amount_above<by_mass>(row, middle);
     const double measured = by_mass ? amount.mass : amount.count;
     if (measured >= target) {
       low = middle;
@@ -288,14 +248,13 @@ Cut find_cut(const Row& row, double target, float max) {
     above += by_mass ? row.weights[row.ids[last]] : 1;
     if (above >= target) break;
   }
-  const int32_t id = row.ids[std::min(last, n - 1)];
+  const int32_t id = row.ids[smaller(last, n - 1)];
   return {row.values[id], id};
 }
 
 void keep_to(const Row& row, Cut cut) {
-  for (int i = 0; i < row.padded; i += kWidth) {
-    const Floats v = load(row.values + i);
-    store(row.weights + i, v >= cut.value ? load(row.weights + i) : Floats{});
+  for (int i = 0; i < row.padded; i += kLanes) {
+    store(row.weights + i, select(less(load(row.values + i), splat(cut.value)), zero(), load(row.weights + i)));
   }
   for (int i = cut.id + 1; i < row.padded; ++i) {
     if (row.values[i] == cut.value) row.weights[i] = 0;
@@ -348,8 +307,8 @@ struct Philox {
 // -log(-log(u)), each logarithm rounded to float32. 1 - (1 - u) is exact.
 float gumbel(float complement) {
   const double u = 1.0 - static_cast<double>(complement);
-  const float exponential = -static_cast<float>(std::log(u));
-  return -static_cast<float>(std::log(static_cast<double>(exponential)));
+  const float exponential = -static_cast<float>(::log(u));
+  return -static_cast<float>(::log(static_cast<double>(exponential)));
 }
 
 int32_t race(const SampleParams& p, int r, const Row& row, int32_t likeliest) {
@@ -359,62 +318,65 @@ int32_t race(const SampleParams& p, int r, const Row& row, int32_t likeliest) {
   int32_t best = likeliest;
   philox.complements(likeliest / kPad * kPad, complements);
   float best_score = row.values[likeliest] + gumbel(complements[likeliest % kPad]);
-  float limit = std::exp(-best_score) * kMargin;
+  float limit = expf(-best_score) * kMargin;
   for (int begin = 0; begin < row.padded; begin += kPad) {
-    Floats heaviest = load(row.weights + begin);
-    for (int i = kWidth; i < kPad; i += kWidth) heaviest = max(heaviest, load(row.weights + begin + i));
-    if (!(largest(heaviest) * limit > 0x1p-24f)) continue;  // the least 1 - u there is
+    Vec heaviest = zero();
+    for (int i = begin; i < begin + kPad; i += kLanes) heaviest = max(heaviest, load(row.weights + i));
+    if (!(max_lane(heaviest) * limit > 0x1p-24f)) continue;  // the least 1 - u there is
     philox.complements(begin, complements);
-    Ints hits{};
-    for (int i = 0; i < kPad; i += kWidth) hits |= load(complements + i) < load(row.weights + begin + i) * limit;
-    if (!any(hits)) continue;
+    Vec hits = zero();
+    for (int i = 0; i < kPad; i += kLanes) {
+      const Vec bar = load(row.weights + begin + i) * splat(limit);
+      hits = max(hits, one_where(less(load(complements + i), bar)));
+    }
+    if (max_lane(hits) == 0.f) continue;
     for (int i = 0; i < kPad; ++i) {
       if (!(complements[i] < row.weights[begin + i] * limit)) continue;
       const float score = row.values[begin + i] + gumbel(complements[i]);
       if (score > best_score || (score == best_score && begin + i < best)) {
         best = begin + i;
         best_score = score;
-        limit = std::exp(-best_score) * kMargin;
+        limit = expf(-best_score) * kMargin;
       }
     }
   }
   return best;
 }
 
-// row.values hold penalised logits whose largest is max.
-int32_t draw(const SampleParams& p, int r, const Row& row, float max) {
-  const int32_t likeliest = static_cast<int32_t>(std::find(row.values, row.values + row.padded, max) - row.values);
+// row.values hold penalised logits.
+int32_t draw(const SampleParams& p, int r, const Row& row, float largest) {
+  const int32_t likeliest = first_equal(row.values, largest);
   const float temperature = p.temperature[r];
   if (!(temperature > 0)) return likeliest;
-  for (int i = 0; i < row.padded; i += kWidth) {
-    const Floats s = finite((load(row.values + i) - max) / temperature);
+  for (int i = 0; i < row.padded; i += kLanes) {
+    const Vec s = finite((load(row.values + i) - splat(largest)) / splat(temperature));
     store(row.values + i, s);
-    store(row.weights + i, exp_negative(s));
+    store(row.weights + i, weight(s));
   }
   const int top_k = p.top_k[r];
   if (top_k > 0 && top_k < p.vocab_size) keep_to(row, find_cut<false>(row, top_k, 0.f));
   if (p.top_p[r] < 1.f) {
-    const double mass = amount_above(row, -kInfinity).mass;
+    const double mass = amount_above<true>(row, -kInfinity).mass;
     keep_to(row, find_cut<true>(row, p.top_p[r] * mass, 0.f));
   }
   if (p.min_p[r] > 0.f) {
-    for (int i = 0; i < row.padded; i += kWidth) {
-      const Floats w = load(row.weights + i);
-      store(row.weights + i, w >= p.min_p[r] ? w : Floats{});
+    for (int i = 0; i < row.padded; i += kLanes) {
+      const Vec w = load(row.weights + i);
+      store(row.weights + i, select(less(w, splat(p.min_p[r])), zero(), w));
     }
   }
   return race(p, r, row, likeliest);
 }
 
 // row.values hold the row's finite logits.
-void write_top(const SampleParams& p, int r, const Row& row, float max, double log_total) {
+void write_top(const SampleParams& p, int r, const Row& row, float largest, double log_total) {
   int32_t* tokens = p.top_tokens + int64_t{r} * p.num_top;
   float* logprobs = p.top_logprobs + int64_t{r} * p.num_top;
-  const Cut cut = find_cut<false>(row, std::min(p.num_top, p.vocab_size), max);
-  const int n = std::min(collect(row, std::nextafter(cut.value, -kInfinity), max), p.num_top);
+  const Cut cut = find_cut<false>(row, smaller(p.num_top, p.vocab_size), largest);
+  const int n = smaller(collect(row, nextafterf(cut.value, -kInfinity), largest), p.num_top);
   for (int i = 0; i < n; ++i) {
     tokens[i] = row.ids[i];
-    logprobs[i] = logprob(row.values[row.ids[i]], max, log_total);
+    logprobs[i] = logprob(row.values[row.ids[i]], largest, log_total);
   }
 }
 
@@ -426,26 +388,26 @@ void sample_row(const SampleParams& p, int r, const Row& row, const Stats* block
     p.top_tokens[i] = -1;
     p.top_logprobs[i] = -kInfinity;
   }
-  float max = -kInfinity;
-  for (int b = 0; b < num_blocks; ++b) max = std::max(max, blocks[b].max);
-  if (max == -kInfinity) return;
-  const double log_total = log_sum(blocks, num_blocks, max);
+  float largest = -kInfinity;
+  for (int b = 0; b < num_blocks; ++b) largest = larger(largest, blocks[b].largest);
+  if (largest == -kInfinity) return;
+  const double log_total = log_sum(blocks, num_blocks, largest);
   const bool penalties = has_penalties(p, r);
   int32_t token;
   if (!penalties && !(p.temperature[r] > 0)) {
-    token = first_largest(logits, p.vocab_size, blocks, max);
+    token = first_largest(logits, blocks, largest);
     if (p.num_top > 0) copy_finite(row, logits, p.vocab_size);
   } else {
     copy_finite(row, logits, p.vocab_size);
     if (penalties) penalise(p, r, row);
-    const float penalised_max = penalties ? largest_value(row) : max;
+    const float penalised_max = penalties ? largest_value(row) : largest;
     if (penalised_max == -kInfinity) return;
     token = draw(p, r, row, penalised_max);
     if (p.num_top > 0) copy_finite(row, logits, p.vocab_size);
   }
   p.tokens[r] = token;
-  p.logprobs[r] = logprob(logits[token], max, log_total);
-  if (p.num_top > 0) write_top(p, r, row, max, log_total);
+  p.logprobs[r] = logprob(logits[token], largest, log_total);
+  if (p.num_top > 0) write_top(p, r, row, largest, log_total);
 }
 
 }  // namespace
@@ -458,7 +420,7 @@ void Kernels<kIsa>::sample(const SampleParams& p, Worker& worker) {
   for (int64_t task = worker.take(); task < num_tasks; task = worker.take()) {
     const int64_t r = task / num_blocks;
     const int begin = static_cast<int>(task % num_blocks) * kBlock;
-    stats[task] = block_stats(p.logits + r * p.logits_stride + begin, std::min(kBlock, p.vocab_size - begin));
+    stats[task] = block_stats(p.logits + r * p.logits_stride + begin, smaller(kBlock, p.vocab_size - begin));
   }
   worker.barrier();
   const Row row(worker.scratch(Row::bytes(p.vocab_size)), p.vocab_size);
