@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an op is, as data. No tensor library is imported here: dtypes are names, shapes are names of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+QUANTISED = ("int8", "float8_e4m3fn")
+
+ITEM_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "int8": 1,
+    "float8_e4m3fn": 1,
+    "bool": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A size: the product of named sizes and a number, plus a number. "num_seqs+1", "2*intermediate"."""
+
+    text: str
+    names: tuple[str, ...]
+    factor: int
+    plus: int
+    optional: bool  # "num_heads?": a tensor without this axis has one of it
+
+    @staticmethod
+    def parse(text: str) -> Axis:
+        optional = text.endswith("?")
+        text = text.rstrip("?")
+        product, _, plus = text.partition("+")
+        parts = [part.strip() for part in product.split("*")]
+        names = tuple(part for part in parts if not part.isdecimal())
+        factor = 1
+        for part in parts:
+            factor *= int(part) if part.isdecimal() else 1
+        return Axis(text, names, factor, int(plus or 0), optional)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an op.
+
+    Attributes:
+        shape: names of axes, as in "num_tokens num_q_heads head_dim"; "..." stands for any further axes.
+        dtypes: allowed ones; "=q" means the dtype of q.
+        layout: "last": the last axis is contiguous; "dense": all are; "any".
+        made: written whole, so made by the op where the caller gives none.
+    """
+
+    name: str
+    shape: str
+    dtypes: tuple[str, ...]
+    mutated: bool = False
+    optional: bool = False
+    made: bool = False
+    layout: str = "last"
+    axes: tuple[Axis, ...] = field(init=False)
+    any_further: bool = field(init=False)
+    optional_axis: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = self.shape.split()
+        object.__setattr__(self, "any_further", texts[-1] == "...")
+        axes = tuple(Axis.parse(text) for text in texts if text != "...")
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "optional_axis", next((i for i, axis in enumerate(axes) if axis.optional), None))
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A linear layer's matrix, an `ops.Weight`, in one of its formats."""
+
+    name: str
+    shape: str
+    formats: tuple[str, ...] = ("f32", "bf16", "q8", "q4")
+    axes: tuple[Axis, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(Axis.parse(text) for text in self.shape.split()))
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """One number of an op; type is "int", "float" or "bool". The default is what leaves the call plain."""
+
+    name: str
+    type: str
+    default: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a backend may be from the float64 reference, elementwise.
+
+    |error| <= `times_torch` * (largest error of plain torch in the op's dtype) + `floor_eps` * eps * largest |value|.
+    """
+
+    times_torch: float = 2.0
+    floor_eps: float = 4.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one call, and what it makes use of; `ops.cases.make_inputs` turns it into tensors."""
+
+    id: str
+    sizes: Mapping[str, int]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+    lens: tuple[int, ...] = ()  # kv_lens of attention
+    q_lens: tuple[int, ...] = ()  # queries of each sequence, of paged_prefill
+
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op: the one place its axes, dtypes, mutation, cost and error budget are written down.
+
+    Attributes:
+        reference: "module.function" in pagedserve.backends.reference, the op's definition.
+        dispatch: tensors whose dtype a backend may refuse.
+        features: optional tensors and scalars a backend may lack.
+        flops, bytes: of a call, from its axes' sizes and the counts that `ops.registry.explain` adds:
+            "kv_tokens" (keys read), "pairs" (query-key pairs), "NAME_bytes" (bytes an element of tensor NAME takes).
+    """
+
+    name: str
+    formula: str
+    tensors: tuple[TensorSpec | WeightSpec, ...]
+    scalars: tuple[ScalarSpec, ...]
+    reference: str
+    flops: Callable[[Sizes], int]
+    bytes: Callable[[Sizes], int]
+    cases: Callable[[], Iterable[Case]]
+    dispatch: tuple[str, ...]
+    budget: Budget = Budget()
+    features: tuple[str, ...] = ()
