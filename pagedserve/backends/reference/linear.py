@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projections and embeddings, the definition. A weight is an `ops.Weight`; a dense copy of it is kept beside it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP = 32  # elements that share a scale
+
+
+def quantise_activations(x: Tensor) -> Tensor:
+    """x as the product with q8 and q4 weights sees it: int8 codes times a scale per 32 elements, multiplied out.
+
+    scale = amax / 127, codes rounded to nearest even; a group of zeros stays zeros.
+    """
+    groups = x.reshape(x.shape[0], -1, GROUP)
+    scale = groups.abs().amax(dim=2, keepdim=True) / 127
+    codes = torch.round(groups / torch.where(scale == 0, 1.0, scale))
+    return (codes * scale).reshape(x.shape)
+
+
+def linear(x: Tensor, weight: Any, bias: Tensor | None, out: Tensor, accumulate: bool) -> None:
+    if weight.format in ("q8", "q4"):
+        x = quantise_activations(x)
+    product = x @ weight.packed("reference", lambda w: w.dense()).to(x.dtype).T
+    if bias is not None:
+        product = product + bias
+    out.copy_(out + product if accumulate else product)
+
+
+def embed(token_ids: Tensor, weight: Any, out: Tensor, scale: float) -> None:
+    out.copy_(weight.rows(token_ids) * scale)
+
+
+def take_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    torch.index_select(x, 0, rows.long(), out=out)
