@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of every call: check it once, choose a backend, run it; or hand it to torch's dispatcher while tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagedserve.errors import InvalidInput
+from pagedserve.ops import rules
+from pagedserve.ops.check import DTYPE_NAMES, MAKE, Made, Operand, prepare
+from pagedserve.ops.registry import Call, choose, refusals, rows_of
+from pagedserve.ops.weight import Weight
+from pagedserve.specs import SPECS, OpSpec, TensorSpec
+
+Scalar = int | float | bool
+
+
+def run(
+    spec: OpSpec, operands: Sequence[Operand], scalars: Mapping[str, Scalar], backend: str, **sizes: int
+) -> tuple[Any, ...]:
+    """Checks and runs a call.
+
+    Args:
+        operands: one for each of spec.tensors, in order.
+        scalars: of spec.scalars, in order.
+        sizes: sizes of axes that no tensor of the call need give.
+
+    Returns:
+        The operands, with the outputs that were made.
+    """
+    made, bound = prepare(spec, operands, sizes)
+    rules.check_sizes(spec, made, bound, scalars)
+    if torch.compiler.is_compiling():
+        getattr(torch.ops.pagedserve, spec.name)(*flatten(made), *scalars.values(), backend)
+        return made
+    rules.check_values(spec, made, bound)
+    _, function = choose(facts(spec, made, scalars), backend)
+    function(*made, *scalars.values())
+    return made
+
+
+def flatten(operands: Sequence[Made]) -> list[Any]:
+    """Operands as the torch op takes them: a weight is its format and its tensors."""
+    flat: list[Any] = []
+    for operand in operands:
+        if isinstance(operand, Weight):
+            flat += [operand.format, operand.values, operand.scales, operand.minimums]
+        else:
+            flat.append(operand)
+    return flat
+
+
+def facts(spec: OpSpec, operands: Sequence[Made], scalars: Mapping[str, Scalar]) -> Call:
+    """What a backend may refuse of a call."""
+    named = {entry.name: operand for entry, operand in zip(spec.tensors, operands, strict=True)}
+    dtypes = tuple(DTYPE_NAMES[operand.dtype] for name in spec.dispatch if isinstance(operand := named[name], Tensor))
+    used = tuple(name for name in spec.features if named.get(name) is not None or scalars.get(name))
+    first = operands[0]
+    assert first is not None  # prepare() let it pass
+    return Call(spec.name, first.device.type, dtypes, used)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Who would run a call, why each other would not, and what the call costs."""
+
+    op: str
+    backend: str | None
+    refused: Mapping[str, Sequence[str]]
+    able: Sequence[str]
+    flops: int
+    bytes: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.backend or 'no backend can run it'}"]
+        for name in self.able:
+            lines.append(f"  {name}: can run it" + (", first in the table" if name == self.backend else ""))
+        for name, reasons in self.refused.items():
+            lines.append(f"  {name}: {'; '.join(reasons)}")
+        per_byte = self.flops / max(self.bytes, 1)
+        lines.append(f"  {self.flops:,} flops, {self.bytes:,} bytes, {per_byte:.2f} flops a byte")
+        return "\n".join(lines)
+
+
+def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
+    """Which backend "auto" takes for a call, why the others were refused, and the call's flops and bytes.
+
+    Args:
+        op: an op's name.
+        inputs: its arguments by name, as the op's function takes them. Nothing is computed.
+
+    Raises:
+        InvalidInput: there is no such op or argument, or the arguments do not fit each other.
+    """
+    rows = rows_of(op)
+    spec = SPECS[op]
+    known = {entry.name for entry in (*spec.tensors, *spec.scalars)}
+    settings = {"return_lse", "num_top", "lse_base"}
+    for name in inputs:
+        if name not in known | settings:
+            raise InvalidInput(f"{op} has no argument {name!r}; it has {', '.join(sorted(known))}")
+    operands: list[Any] = []
+    for entry in spec.tensors:
+        given = inputs.get(entry.name)
+        wanted = isinstance(entry, TensorSpec) and entry.made and (not entry.optional or inputs.get("return_lse"))
+        operands.append(MAKE if given is None and wanted else given)
+    scalars: dict[str, Any] = {}
+    for scalar in spec.scalars:
+        given = inputs.get(scalar.name)
+        scalars[scalar.name] = scalar.default if given is None else given
+    sizes = {name: int(scalars.get(name, inputs.get(name, 0))) for name in ("q_len", "num_top")}
+    made, bound = prepare(spec, operands, sizes)
+    rules.check_sizes(spec, made, bound, scalars)
+    rules.check_values(spec, made, bound)
+    call = facts(spec, made, scalars)
+    against = {row.backend: refusals(row, call) for row in rows}
+    able = [name for name, found in against.items() if not found]
+    counts = {**bound, **rules.count(spec, made, bound)}
+    return Explanation(
+        op=op,
+        backend=able[0] if able else None,
+        refused={name: found for name, found in against.items() if found},
+        able=able,
+        flops=spec.flops(counts),
+        bytes=spec.bytes(counts),
+    )

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend runs which op: a table of data, and the choice from it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pagedserve.errors import BackendUnavailable, InvalidInput
+from pagedserve.specs import SPECS
+
+
+@dataclass(frozen=True)
+class Call:
+    """The facts of a call that a backend may refuse.
+
+    Attributes:
+        device: device type, as "cpu".
+        dtypes: beside the op's `spec.dispatch`.
+        features: those of `spec.features` that the call uses.
+    """
+
+    op: str
+    device: str
+    dtypes: tuple[str, ...]
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a call must be for a backend to run it.
+
+    Attributes:
+        devices: device types; empty: any.
+        dtypes: those allowed, by tensor; a tensor that is not named may have any the op allows.
+        lacks: features of the op's spec that the backend does not have.
+    """
+
+    devices: tuple[str, ...] = ()
+    dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+    def refusals(self, call: Call) -> list[str]:
+        """What stands against a call; empty where nothing does."""
+        found = []
+        if self.devices and call.device not in self.devices:
+            found.append(f"its tensors are on {call.device}, it runs on {' or '.join(self.devices)}")
+        for name, dtype in zip(SPECS[call.op].dispatch, call.dtypes, strict=True):
+            allowed = self.dtypes.get(name)
+            if allowed and dtype not in allowed:
+                found.append(f"{name} is {dtype}, it takes {', '.join(allowed)}")
+        found += [f"it lacks {feature}" for feature in call.features if feature in self.lacks]
+        return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one op: the function of the op's name in a module, imported when first used."""
+
+    op: str
+    backend: str
+    module: str
+    requirement: Requirement = Requirement()
+
+
+def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
+    return Requirement(("cpu",), dtypes)
+
+
+CPU_OPS: dict[str, Requirement] = {
+    "copy_pages": _on_cpu(),
+}
+
+# The order of an op's rows is the order in which "auto" tries them.
+TABLE: tuple[Row, ...] = (
+    *(Row(op, "cpu", "pagedserve.backends.cpu", requirement) for op, requirement in CPU_OPS.items()),
+    *(
+        Row(op, "reference", f"pagedserve.backends.reference.{spec.reference.partition('.')[0]}")
+        for op, spec in SPECS.items()
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A backend that records steps itself: module.name(limits, inputs, buffer_type) is its ops.StepBuilder."""
+
+    backend: str
+    module: str
+    name: str
+
+
+STEP_BUILDERS: tuple[StepRow, ...] = ()
+
+
+@functools.cache
+def rows_of(op: str) -> tuple[Row, ...]:
+    """An op's rows of the table."""
+    if op not in SPECS:
+        raise InvalidInput(f"there is no op {op!r}; the ops are {', '.join(SPECS)}")
+    return tuple(row for row in TABLE if row.op == op)
+
+
+def backends_of(op: str) -> tuple[str, ...]:
+    """The backends that implement an op, in the order "auto" tries them."""
+    return tuple(row.backend for row in rows_of(op))
+
+
+@functools.cache
+def _load(row_module: str, op: str) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(importlib.import_module(row_module), op)
+    return function
+
+
+def refusals(row: Row, call: Call) -> list[str]:
+    """Why a row cannot run a call; empty where it can."""
+    found = row.requirement.refusals(call)
+    if not found:
+        try:
+            _load(row.module, row.op)
+        except ImportError as error:
+            found.append(f"it cannot be imported here ({error}): reinstall pagedserve, or build its extension")
+    return found
+
+
+@functools.cache
+def choose(call: Call, backend: str) -> tuple[str, Callable[..., None]]:
+    """The backend that runs a call, and its function.
+
+    Raises:
+        InvalidInput: no backend of that name implements the op.
+        BackendUnavailable: the named backend cannot run this call, or none can. A named one never falls back.
+    """
+    rows = rows_of(call.op)
+    tried = [row for row in rows if backend in ("auto", row.backend)]
+    if not tried:
+        raise InvalidInput(f"{call.op} has no backend {backend!r}; choose from auto, {', '.join(backends_of(call.op))}")
+    against = []
+    for row in tried:
+        found = refusals(row, call)
+        if not found:
+            return row.backend, _load(row.module, row.op)
+        against.append(f"backend {row.backend!r} cannot run this {call.op}: {'; '.join(found)}")
+    able = [row.backend for row in rows if not refusals(row, call)]
+    advice = f". Backends that can: {', '.join(able)}" if able else ""
+    raise BackendUnavailable(". ".join(against) + advice)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of the next token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pagedserve.errors import InvalidInput
+from pagedserve.ops.call import run
+from pagedserve.ops.check import MAKE
+from pagedserve.specs import SPECS
+
+SAMPLE = SPECS["sample"]
+
+
+class Sampled(NamedTuple):
+    """tokens [num_rows] int32; logprobs [num_rows]; top_tokens [num_rows, num_top] int32; top_logprobs beside it."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    top_tokens: Tensor
+    top_logprobs: Tensor
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    seeds: Tensor,
+    offsets: Tensor,
+    history: Tensor | None,
+    history_starts: Tensor | None,
+    output_starts: Tensor | None,
+    num_top: int = 0,
+    backend: str = "auto",
+) -> Sampled:
+    """Choose one token for each row of logits.
+
+    In this order: penalties, temperature, top-k, top-p of what top-k left, min-p, then the argmax of
+    logit / temperature plus Gumbel noise from Philox keyed by (seed, offset, token). A row's choice depends on that
+    row alone; the definition, bit for bit, is backends/reference/sampling.py.
+
+    Args:
+        logits: [num_rows, vocab_size] float32. NaN and infinite ones are never chosen.
+        temperature: [num_rows] float32; 0: greedy, the lowest id among equals.
+        top_k: [num_rows] int32; 0 or below: off. top_p: [num_rows] float32 in (0, 1]; 1: off.
+        min_p: [num_rows] float32 in [0, 1], of the most likely token's probability; 0: off.
+        repetition: [num_rows] float32 above 0, over prompt and output: divides positive and multiplies negative
+            logits; 1: off. presence, frequency: [num_rows] float32, over the output, subtracted once, and once for each
+            time; 0: off.
+        seeds, offsets: [num_rows] int64, taken as 64 bits each; offset: the position of the token to be chosen.
+        history: [history_starts[-1]] int32, each row's tokens, prompt then output; None: no row has any.
+        history_starts: [num_rows + 1] int32. output_starts: [num_rows] int32, where in history the output begins.
+        num_top: how many of the most likely tokens to return.
+        backend: "auto", or one of `backends_of("sample")`.
+
+    Returns:
+        Sampled(tokens, logprobs, top_tokens, top_logprobs). Log-probabilities are of the raw logits, natural log; ties
+        in the top list go to the lower id. A row without a finite logit has token -1 and logprob -inf, and places of
+        the top list beyond the finite logits hold -1 and -inf.
+
+    Raises:
+        InvalidInput: shapes, dtypes or parameters do not fit; the message names the row.
+        BackendUnavailable: the named backend cannot run this call.
+
+    Cost: reads the logits a few times; a sort of the row where top_p is on.
+    Source: Philox, Salmon et al. 2011; Gumbel 1954; top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024.
+    """
+    if not isinstance(num_top, int) or num_top < 0:
+        raise InvalidInput(f"sample: num_top is {num_top!r}; give a whole number, 0 or above")
+    if history is None and isinstance(logits, Tensor) and logits.dim():
+        nothing = torch.zeros(logits.shape[0] + 1, dtype=torch.int32, device=logits.device)
+        history, history_starts, output_starts = nothing[:0], nothing, nothing[1:]
+    operands = (
+        logits, temperature, top_k, top_p, min_p, repetition, presence, frequency, seeds, offsets,
+        history, history_starts, output_starts, MAKE, MAKE, MAKE, MAKE,
+    )  # fmt: skip
+    return Sampled(*run(SAMPLE, operands, {}, backend, num_top=num_top)[-4:])
