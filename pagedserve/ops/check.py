@@ -64,7 +64,8 @@ def prepare(
             continue
         elif isinstance(operand, Make):
             shape = [_size(axis, sizes) for axis in entry.axes]
-            operand = torch.empty(shape, dtype=_dtype_to_make(entry, dtypes), device=device)
+            operand = torch.empty(shape, dtype=_dtype_like(entry.dtypes[0], dtypes), device=device)
+            dtypes[entry.name] = operand.dtype
             made.append(operand)
             continue
         elif isinstance(operand, Tensor):
@@ -107,12 +108,12 @@ def _check_weight(spec: OpSpec, entry: WeightSpec, operand: Operand) -> Weight:
 
 
 def _check_dtype(spec: OpSpec, entry: TensorSpec, tensor: Tensor, dtypes: dict[str, torch.dtype]) -> None:
-    first = entry.dtypes[0]
-    if first.startswith("="):
-        other = first[1:]
-        if tensor.dtype != dtypes[other]:
+    rule = entry.dtypes[0]
+    if rule[0] in "=^":
+        other, needed = rule[1:], _dtype_like(rule, dtypes)
+        if tensor.dtype != needed:
             raise InvalidInput(
-                f"{spec.name}: {entry.name} is {tensor.dtype}, {other} is {dtypes[other]}; both need one dtype"
+                f"{spec.name}: {entry.name} is {tensor.dtype}; {other} is {dtypes[other]}, which needs it in {needed}"
             )
     elif DTYPE_NAMES.get(tensor.dtype) not in entry.dtypes:
         raise InvalidInput(
@@ -122,9 +123,13 @@ def _check_dtype(spec: OpSpec, entry: TensorSpec, tensor: Tensor, dtypes: dict[s
     dtypes[entry.name] = tensor.dtype
 
 
-def _dtype_to_make(entry: TensorSpec, dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    first = entry.dtypes[0]
-    return dtypes[first[1:]] if first.startswith("=") else DTYPES[first]
+def _dtype_like(rule: str, dtypes: dict[str, torch.dtype]) -> torch.dtype:
+    """ "=q": q's dtype. "^q": float64 where q is, else float32. A plain name: itself."""
+    if rule[0] == "=":
+        return dtypes[rule[1:]]
+    if rule[0] == "^":
+        return torch.float64 if dtypes[rule[1:]] == torch.float64 else torch.float32
+    return DTYPES[rule]
 
 
 def _check_shape(spec: OpSpec, entry: TensorSpec, tensor: Tensor, sizes: dict[str, int], bound: dict[str, str]) -> None:

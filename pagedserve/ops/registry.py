@@ -69,8 +69,11 @@ def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
     return Requirement(("cpu",), dtypes)
 
 
+F32 = ("float32",)
+
 CPU_OPS: dict[str, Requirement] = {
     "copy_pages": _on_cpu(),
+    "sample": _on_cpu(logits=F32),
 }
 
 # The order of an op's rows is the order in which "auto" tries them.

@@ -49,7 +49,7 @@ RMS_NORM = OpSpec(
     formula="out = x / sqrt(mean(x^2) + eps) * weight; residual += x first, and x is that sum; accumulate adds to out",
     tensors=(
         TensorSpec("x", "num_tokens num_heads? hidden", FLOATS),
-        TensorSpec("weight", "hidden", ("float32", "float64")),
+        TensorSpec("weight", "hidden", ("^x",)),
         TensorSpec("residual", "num_tokens num_heads? hidden", ("=x",), mutated=True, optional=True),
         TensorSpec("out", "num_tokens num_heads? hidden", ("=x",), mutated=True, made=True),
     ),
@@ -58,7 +58,7 @@ RMS_NORM = OpSpec(
     flops=lambda n: 4 * n["num_tokens"] * n["num_heads"] * n["hidden"],
     bytes=lambda n: 2 * n["num_tokens"] * n["num_heads"] * n["hidden"] * n["x_bytes"],
     cases=norm_cases,
-    dispatch=("x", "weight"),
+    dispatch=("x",),
 )
 
 ROPE = OpSpec(
@@ -67,14 +67,14 @@ ROPE = OpSpec(
     tensors=(
         TensorSpec("x", "num_tokens num_heads head_dim", FLOATS, mutated=True),
         TensorSpec("positions", "num_tokens", ("int32",)),
-        TensorSpec("cos_sin", "max_position rotary_dim", ("float32", "float64"), layout="dense"),
+        TensorSpec("cos_sin", "max_position rotary_dim", ("^x",), layout="dense"),
     ),
     scalars=(ScalarSpec("interleaved", "bool", False),),
     reference="fused.rope",
     flops=lambda n: 3 * n["num_tokens"] * n["num_heads"] * n["rotary_dim"],
     bytes=lambda n: 2 * n["num_tokens"] * n["num_heads"] * n["rotary_dim"] * n["x_bytes"],
     cases=rope_cases,
-    dispatch=("x", "cos_sin"),
+    dispatch=("x",),
 )
 
 

@@ -36,7 +36,7 @@ LINEAR = OpSpec(
     tensors=(
         TensorSpec("x", "num_tokens in_features", F32),
         WeightSpec("weight", "out_features in_features"),
-        TensorSpec("bias", "out_features", F32, optional=True),
+        TensorSpec("bias", "out_features", ("=x",), optional=True),
         TensorSpec("out", "num_tokens out_features", ("=x",), mutated=True, made=True),
     ),
     scalars=(ScalarSpec("accumulate", "bool", False),),

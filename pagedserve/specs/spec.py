@@ -52,7 +52,8 @@ class TensorSpec:
 
     Attributes:
         shape: names of axes, as in "num_tokens num_q_heads head_dim"; "..." stands for any further axes.
-        dtypes: allowed ones; "=q" means the dtype of q.
+        dtypes: allowed ones; "=q" means the dtype of q, "^q" the dtype of q's arithmetic: float64 where q is, else
+            float32.
         layout: "last": the last axis is contiguous; "dense": all are; "any".
         made: written whole, so made by the op where the caller gives none.
     """
