@@ -8,4 +8,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of pagedserve. Nothing here checks its arguments: call pagedserve.ops.";
   pagedserve::bind::bind_machine(m);
   pagedserve::bind::bind_ops(m);
+  pagedserve::bind::bind_weights(m);
 }

@@ -41,6 +41,8 @@ void* Arena::at_least(size_t bytes) {
 
 int Worker::size() const { return team_.running_; }
 
+Range Worker::share(int64_t count) const { return {count * rank_ / size(), count * (rank_ + 1) / size()}; }
+
 void Worker::barrier() {
   const uint32_t phase = team_.phase_.load(std::memory_order_relaxed);
   if (team_.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team_.running_) {

@@ -30,12 +30,18 @@ class Arena {
 
 class Team;
 
+struct Range {
+  int64_t begin, end;
+};
+
 class Worker {
  public:
   Worker(Team& team, int rank) : team_(team), rank_(rank) {}
   int rank() const { return rank_; }
   int size() const;
   void barrier();
+  // This thread's contiguous part of `count` tasks.
+  Range share(int64_t count) const;
   // The first of `count` task numbers nobody else gets; numbers start again at 0 behind each barrier.
   int64_t take(int64_t count = 1);
   // This thread's own memory; valid until its next call.

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear.cpp: out = x W^T (+ bias) (+ out)
+//
+//   x        [num_tokens, in_features]    f32; q8, q4: quantised to int8 with a scale per 32 (quantized_rows.h)
+//   weight   packed panels of 16 rows     f32, bf16, q8, q4 (packed_weight.h)
+//   bias     [out_features]               f32, may be null
+//   out      [num_tokens, out_features]   f32
+//
+// Work     few tokens: each worker streams its own contiguous run of panels; many: workers take
+//          (128 tokens x a few panels) at a time, and a panel stays in cache for its tokens
+// Sums     q8, q4: the int32 dot of each block of 32 is exact; one float chain over blocks adds minimum * (scale of x *
+//          sum of x codes), then dot * (weight scale * x scale), both by fused multiply-add. f32, bf16: one chain of
+//          fused multiply-adds over in_features. Bits depend on the row of x alone, and are the same on every
+//          instruction set
+// Traffic  the weight once per 128 tokens, x, out
+// Bound    memory up to about 6 tokens of q4 per 34 GB/s and 2 cores, then 11 vector operations per 8 int8 products
+// Source   llama.cpp's repacked matrices (Q4_0_8_8): interleaved rows; FBGEMM (Khudia et al. 2021): unsigned offset
+// Oracle   pagedserve/backends/reference/linear.py
+#include "../kernels.h"
+#include "linear_tile.h"
+#include "quantize_row.h"
+
+namespace pagedserve::cpu {
+namespace {
+
+constexpr int64_t kChunkTokens = 128;   // 92 KB of quantised x at 576 in_features: stays in L2
+constexpr int64_t kStaticTokens = 16;   // up to here panels are shared out by rank
+constexpr int64_t kOwnQuantTokens = 2;  // up to here every worker quantises x for itself, and no barrier is needed
+constexpr int64_t kTakesPerWorker = 8;
+
+struct Matrix {
+  const uint8_t* panels;
+  PanelLayout layout;
+  int64_t num_panels;
+  bool half_scales;
+};
+
+Matrix matrix_of(const LinearParams& p) {
+  const auto* header = static_cast<const PackedHeader*>(p.weight);
+  return {static_cast<const uint8_t*>(p.weight) + sizeof(PackedHeader),
+          panel_layout(p.format, p.in_features, header->half_scales != 0), ceil_div(p.out_features, kPanelRows),
+          header->half_scales != 0};
+}
+
+// Rows first_row .. first_row + kLanes of one token.
+void write(const LinearParams& p, int64_t first_row, int64_t token, Vec sum) {
+  float* out = p.out + token * p.out_stride + first_row;
+  const int rows = static_cast<int>(smaller<int64_t>(p.out_features - first_row, kLanes));
+  if (rows <= 0) return;
+  if (p.bias != nullptr) sum += load(p.bias + first_row, rows);
+  if (p.accumulate) sum += load(out, rows);
+  store(out, sum, rows);
+}
+
+template <WeightFormat format, bool half_scales>
+struct LowBit {
+  static constexpr int kTokens = kMaxTokens;
+  const LinearParams& p;
+  const Matrix& matrix;
+  const QuantizedBlock* x;
+
+  template <int tokens>
+  void multiply(int64_t panel, int64_t next, int64_t token) const {
+    const int64_t bytes = matrix.layout.panel_bytes, blocks = p.in_features / kBlock;
+    const LowBitPanel at{matrix.panels + panel * bytes, matrix.panels + next * bytes, matrix.layout, blocks};
+    const QuantizedBlock* tile = x + token / kTileTokens * blocks;
+    for (int row = 0; row < kPanelRows; row += kLanes) {
+      Vec sums[tokens];
+      multiply_low_bit<format, half_scales>(at, row, tile, static_cast<int>(token % kTileTokens), sums);
+      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums[t]);
+    }
+  }
+};
+
+template <WeightFormat format>
+struct Dense {
+  static constexpr int kTokens = kMaxTokens < 8 ? kMaxTokens : 8;
+  const LinearParams& p;
+  const Matrix& matrix;
+
+  template <int tokens>
+  void multiply(int64_t panel, int64_t, int64_t token) const {
+    for (int row = 0; row < kPanelRows; row += kLanes) {
+      Vec sums[tokens];
+      multiply_dense<format>(matrix.panels + panel * matrix.layout.panel_bytes, row, p.x + token * p.x_stride,
+                             p.x_stride, p.in_features, sums);
+      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums[t]);
+    }
+  }
+};
+
+// One panel and tokens [begin, end), the largest power of two at a time. begin is a multiple of kTileTokens, so a
+// group of tokens never straddles a tile unless it is two whole ones.
+template <class Product>
+void multiply_tokens(const Product& product, int64_t panel, int64_t next, int64_t begin, int64_t end) {
+  constexpr int kTokens = Product::kTokens;
+  for (int64_t token = begin; token < end;) {
+    const int64_t left = end - token;
+    if (kTokens >= 16 && left >= 16) {
+      product.template multiply<kTokens >= 16 ? 16 : 1>(panel, next, token);
+      token += 16;
+    } else if (kTokens >= 8 && left >= 8) {
+      product.template multiply<kTokens >= 8 ? 8 : 1>(panel, next, token);
+      token += 8;
+    } else if (kTokens >= 4 && left >= 4) {
+      product.template multiply<kTokens >= 4 ? 4 : 1>(panel, next, token);
+      token += 4;
+    } else if (kTokens >= 2 && left >= 2) {
+      product.template multiply<kTokens >= 2 ? 2 : 1>(panel, next, token);
+      token += 2;
+    } else {
+      product.template multiply<1>(panel, next, token);
+      token += 1;
+    }
+  }
+}
+
+template <class Product>
+void multiply_all(const Product& product, const LinearParams& p, int64_t num_panels, Worker& worker) {
+  if (p.num_tokens <= kStaticTokens) {
+    const Range own = worker.share(num_panels);
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      multiply_tokens(product, panel, smaller(panel + 1, own.end - 1), 0, p.num_tokens);
+    }
+    return;
+  }
+  const int64_t group = ceil_div(num_panels, kTakesPerWorker * worker.size());
+  const int64_t groups = ceil_div(num_panels, group), chunks = ceil_div(p.num_tokens, kChunkTokens);
+  for (int64_t task = worker.take(); task < chunks * groups; task = worker.take()) {
+    const int64_t first_token = task / groups * kChunkTokens, first = task % groups * group;
+    const int64_t end = smaller(first + group, num_panels);
+    for (int64_t panel = first; panel < end; ++panel) {
+      multiply_tokens(product, panel, smaller(panel + 1, end - 1), first_token,
+                      smaller(first_token + kChunkTokens, p.num_tokens));
+    }
+  }
+}
+
+const QuantizedBlock* quantized(const LinearParams& p, Worker& worker) {
+  const size_t bytes = static_cast<size_t>(quantized_bytes(p.num_tokens, p.in_features));
+  const bool own = p.num_tokens <= kOwnQuantTokens || worker.size() == 1;
+  auto* tiles = static_cast<QuantizedBlock*>(own ? worker.scratch(bytes) : worker.shared_scratch(bytes));
+  const int64_t stride = own ? 1 : worker.size();
+  for (int64_t token = own ? 0 : worker.rank(); token < p.num_tokens; token += stride) {
+    quantize_row(p.x + token * p.x_stride, p.in_features, token, tiles);
+  }
+  if (!own) worker.barrier();
+  return tiles;
+}
+
+template <WeightFormat format>
+void low_bit(const LinearParams& p, Worker& worker) {
+  const Matrix matrix = matrix_of(p);
+  const QuantizedBlock* x = quantized(p, worker);
+  if (matrix.half_scales) {
+    multiply_all(LowBit<format, true>{p, matrix, x}, p, matrix.num_panels, worker);
+  } else {
+    multiply_all(LowBit<format, false>{p, matrix, x}, p, matrix.num_panels, worker);
+  }
+}
+
+template <WeightFormat format>
+void dense(const LinearParams& p, Worker& worker) {
+  const Matrix matrix = matrix_of(p);
+  multiply_all(Dense<format>{p, matrix}, p, matrix.num_panels, worker);
+}
+
+}  // namespace
+
+template <>
+void Kernels<kIsa>::linear(const LinearParams& p, Worker& worker) {
+  switch (p.format) {
+    case WeightFormat::kF32:
+      return dense<WeightFormat::kF32>(p, worker);
+    case WeightFormat::kBF16:
+      return dense<WeightFormat::kBF16>(p, worker);
+    case WeightFormat::kQ8:
+      return low_bit<WeightFormat::kQ8>(p, worker);
+    case WeightFormat::kQ4:
+      return low_bit<WeightFormat::kQ4>(p, worker);
+  }
+}
+
+}  // namespace pagedserve::cpu

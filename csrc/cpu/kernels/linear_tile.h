@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear_tile.h: the products of one panel of 16 output rows with a few tokens.
+//
+// Lane i of a vector is output row i of the panel. Every output is one chain of fused multiply-adds in the order of
+// in_features, whatever the number of tokens beside it.
+#pragma once
+
+#include "../quantized_rows.h"
+#include "simd.h"
+
+namespace pagedserve::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+
+constexpr int kMaxTokens = 16;  // 16 sums, 8 vectors of codes, 4 integer sums: all 32 registers
+using Ints = __m512i;
+
+inline Vec to_float(Ints x) { return _mm512_cvtepi32_ps(x); }
+inline Ints four_codes(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, sizeof(word));
+  return _mm512_set1_epi32(word);
+}
+
+// The codes of one block, unpacked once for all tokens.
+struct BlockCodes {
+  Ints groups[8];  // group j: elements 4 j .. 4 j + 3 of each row
+
+  template <WeightFormat format>
+  static BlockCodes load(const uint8_t* p, int) {
+    BlockCodes codes;
+    if constexpr (format == WeightFormat::kQ8) {
+      for (int j = 0; j < 8; ++j) codes.groups[j] = _mm512_loadu_si512(p + 64 * j);
+    } else {
+      const Ints mask = _mm512_set1_epi8(15);
+      for (int j = 0; j < 4; ++j) {
+        const Ints both = _mm512_loadu_si512(p + 64 * j);
+        codes.groups[j] = _mm512_and_si512(both, mask);
+        codes.groups[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+      }
+    }
+    return codes;
+  }
+
+  // dots[t] = sum over the block of weight code * x code.
+  template <WeightFormat format, int tokens>
+  void dot(const QuantizedBlock& x, int slot, Ints (&dots)[tokens]) const {
+    for (int t = 0; t < tokens; ++t) {
+      dots[t] = format == WeightFormat::kQ8 ? _mm512_set1_epi32(x.offsets[slot + t]) : _mm512_setzero_si512();
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+#pragma GCC unroll 4
+      for (int t = 0; t < tokens; ++t) {
+        dots[t] = _mm512_dpbusd_epi32(dots[t], groups[j], four_codes(x.codes[slot + t] + 4 * j));
+      }
+    }
+  }
+};
+
+#elif defined(__AVX2__)
+
+constexpr int kMaxTokens = 4;
+using Ints = __m256i;
+
+inline Vec to_float(Ints x) { return _mm256_cvtepi32_ps(x); }
+inline Ints load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const Ints*>(p)); }
+inline Ints four_codes(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, sizeof(word));
+  return _mm256_set1_epi32(word);
+}
+
+struct BlockCodes {
+  const uint8_t* codes;
+
+  template <WeightFormat>
+  static BlockCodes load(const uint8_t* p, int first_row) {
+    return {p + 4 * first_row};
+  }
+
+  template <WeightFormat format, int tokens>
+  void dot(const QuantizedBlock& x, int slot, Ints (&dots)[tokens]) const {
+    const Ints ones = _mm256_set1_epi16(1);
+    for (int t = 0; t < tokens; ++t) dots[t] = _mm256_setzero_si256();
+    if constexpr (format == WeightFormat::kQ8) {
+      // |w| <= 128 and |x| <= 127: a pair of products, at most 32512, stays inside 16 bits.
+      for (int j = 0; j < 8; ++j) {
+        const Ints w = _mm256_xor_si256(load_bytes(codes + 64 * j), _mm256_set1_epi8(-128));
+        const Ints magnitude = _mm256_abs_epi8(w);
+        for (int t = 0; t < tokens; ++t) {
+          const Ints signed_x = _mm256_sign_epi8(four_codes(x.codes[slot + t] + 4 * j), w);
+          dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_x), ones));
+        }
+      }
+    } else {
+      // Eight pairs of products of at most 15 * 127 each sum to at most 30480, inside 16 bits.
+      const Ints mask = _mm256_set1_epi8(15);
+      for (int j = 0; j < 4; ++j) {
+        const Ints both = load_bytes(codes + 64 * j);
+        const Ints low = _mm256_and_si256(both, mask), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+        for (int t = 0; t < tokens; ++t) {
+          const int8_t* from = x.codes[slot + t] + 4 * j;
+          dots[t] = _mm256_add_epi16(dots[t], _mm256_maddubs_epi16(low, four_codes(from)));
+          dots[t] = _mm256_add_epi16(dots[t], _mm256_maddubs_epi16(high, four_codes(from + 16)));
+        }
+      }
+      for (int t = 0; t < tokens; ++t) dots[t] = _mm256_madd_epi16(dots[t], ones);
+    }
+  }
+};
+
+#else
+
+constexpr int kMaxTokens = 4;
+struct Ints {
+  int32_t lanes[kLanes];
+};
+
+inline Vec to_float(const Ints& x) {
+  Vec v;
+  for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(x.lanes[i]);
+  return v;
+}
+
+struct BlockCodes {
+  const uint8_t* codes;
+
+  template <WeightFormat>
+  static BlockCodes load(const uint8_t* p, int first_row) {
+    return {p + 4 * first_row};
+  }
+
+  template <WeightFormat format, int tokens>
+  void dot(const QuantizedBlock& x, int slot, Ints (&dots)[tokens]) const {
+    for (int t = 0; t < tokens; ++t) {
+      const int8_t* from = x.codes[slot + t];
+      for (int row = 0; row < kLanes; ++row) {
+        int32_t sum = 0;
+        for (int i = 0; i < (format == WeightFormat::kQ8 ? kBlock : kBlock / 2); ++i) {
+          const int code = codes[(i / 4 * kPanelRows + row) * 4 + i % 4];
+          sum += format == WeightFormat::kQ8 ? (code - 128) * from[i]
+                                             : (code & 15) * from[i] + (code >> 4) * from[i + kBlock / 2];
+        }
+        dots[t].lanes[row] = sum;
+      }
+    }
+  }
+};
+
+#endif
+
+template <bool half_scales>
+inline Vec load_scales(const uint8_t* p, int64_t at) {
+  if constexpr (half_scales) return load(reinterpret_cast<const F16*>(p) + at);
+  return load(reinterpret_cast<const float*>(p) + at);
+}
+
+// A panel of q8 or q4, and where to fetch ahead while it is worked on.
+struct LowBitPanel {
+  const uint8_t* data;
+  const uint8_t* ahead;  // the next panel's bytes
+  PanelLayout layout;
+  int64_t blocks;
+};
+
+// sums[t] = row . x of `tokens` tokens from `slot` of a tile on; per block first the minimums' term, then the codes'.
+template <WeightFormat format, bool half_scales, int tokens>
+inline void multiply_low_bit(const LowBitPanel& panel, int first_row, const QuantizedBlock* tile, int slot,
+                             Vec (&sums)[tokens]) {
+  constexpr int kGroup = tokens < 4 ? tokens : 4;  // integer chains in flight
+  constexpr int kBytes = format == WeightFormat::kQ8 ? 512 : 256;
+  constexpr int kLines = format == WeightFormat::kQ8 ? 9 : 5;  // of a block with its scales
+  for (int t = 0; t < tokens; ++t) sums[t] = zero();
+  for (int64_t block = 0; block < panel.blocks; ++block) {
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(panel.ahead + (block * kLines + line) * 64);
+    const auto codes = BlockCodes::load<format>(panel.data + block * kBytes, first_row);
+    const int64_t at = block * kPanelRows + first_row;
+    if constexpr (format == WeightFormat::kQ4) {
+      const Vec minimums = load_scales<half_scales>(panel.data + panel.layout.minimums, at);
+#pragma GCC unroll 16
+      for (int t = 0; t < tokens; ++t) {
+        const QuantizedBlock& x = tile[block + (t / kTileTokens) * panel.blocks];
+        sums[t] = fma(minimums, splat(x.scaled_sums[slot + t % kTileTokens]), sums[t]);
+      }
+    }
+    const Vec scales = load_scales<half_scales>(panel.data + panel.layout.scales, at);
+#pragma GCC unroll 4
+    for (int first = 0; first < tokens; first += kGroup) {
+      const QuantizedBlock& x = tile[block + (first / kTileTokens) * panel.blocks];
+      const int from = slot + first % kTileTokens;
+      Ints dots[kGroup];
+      codes.template dot<format>(x, from, dots);
+#pragma GCC unroll 4
+      for (int t = 0; t < kGroup; ++t) {
+        sums[first + t] = fma(to_float(dots[t]), scales * splat(x.scales[from + t]), sums[first + t]);
+      }
+    }
+  }
+}
+
+// The same for f32 and bf16: sums[t] = row . x[t].
+template <WeightFormat format, int tokens>
+inline void multiply_dense(const uint8_t* panel, int first_row, const float* x, int64_t x_stride, int32_t in_features,
+                           Vec (&sums)[tokens]) {
+  for (int t = 0; t < tokens; ++t) sums[t] = zero();
+  if constexpr (format == WeightFormat::kF32) {
+    const float* w = reinterpret_cast<const float*>(panel) + first_row;
+    for (int32_t k = 0; k < in_features; ++k) {
+      const Vec column = load(w + int64_t{k} * kPanelRows);
+#pragma GCC unroll 8
+      for (int t = 0; t < tokens; ++t) sums[t] = fma(column, splat(x[t * x_stride + k]), sums[t]);
+    }
+    return;
+  }
+  const Bf16* w = reinterpret_cast<const Bf16*>(panel) + 2 * first_row;
+  for (int32_t k = 0; k < in_features; k += 2, w += 2 * kPanelRows) {
+    Vec even, odd;
+    load_even_odd(w, even, odd);
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; ++t) {
+      sums[t] = fma(even, splat(x[t * x_stride + k]), sums[t]);
+      if (k + 1 < in_features) sums[t] = fma(odd, splat(x[t * x_stride + k + 1]), sums[t]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pagedserve::cpu
