@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one call on a backend, on the reference and on the reference in float64, and compares within the error budget."""
+"""Runs one call on a backend, on the reference, and on the reference in float64: errors must keep to the budget."""
 
 import copy
 from typing import Any
