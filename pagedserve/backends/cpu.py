@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pagedserve import _C, settings
+from pagedserve.backends.cpu_weight import PackedWeight
 from pagedserve.errors import BackendUnavailable
 
 DTYPES = {
@@ -21,12 +22,6 @@ DTYPES = {
     torch.bfloat16: _C.DType.bf16,
     torch.int8: _C.DType.i8,
     torch.float8_e4m3fn: _C.DType.f8e4m3,
-}
-FORMATS = {
-    "f32": _C.WeightFormat.f32,
-    "bf16": _C.WeightFormat.bf16,
-    "q8": _C.WeightFormat.q8,
-    "q4": _C.WeightFormat.q4,
 }
 
 
@@ -306,34 +301,9 @@ def _act_mul(gate_up: Tensor, out: Tensor, activation: _C.Activation) -> None:
     _run(_C.act_mul, params)
 
 
-class PackedWeight:
-    """A weight as the kernels keep it, one run of bytes.
-
-    Scales are kept as f16 where that loses nothing: half the bytes beside the codes.
-    """
-
-    def __init__(self, weight: Any) -> None:
-        self.format = FORMATS[weight.format]
-        scales = [tensor for tensor in (weight.scales, weight.minimums) if tensor is not None]
-        half_scales = bool(scales) and all(_C.fits_half(tensor.data_ptr(), tensor.numel()) for tensor in scales)
-        num_bytes = _C.packed_bytes(self.format, weight.out_features, weight.in_features, half_scales)
-        self.data = torch.empty(num_bytes, dtype=torch.uint8)  # torch aligns it to 64 bytes
-        params = _C.PackWeightParams(
-            data=weight.values.data_ptr(),
-            scales=address(weight.scales),
-            minimums=address(weight.minimums),
-            packed=self.data.data_ptr(),
-            out_features=weight.out_features,
-            in_features=weight.in_features,
-            half_scales=half_scales,
-            format=self.format,
-        )
-        _C.pack_weight(params, TEAMS.get())
-
-
 def packed(weight: Any) -> PackedWeight:
-    """An ops.Weight packed: at its first use, then kept with it."""
-    made: PackedWeight = weight.packed("cpu", PackedWeight)
+    """An ops.Weight as the kernels read it: packed at its first use, then kept with it."""
+    made: PackedWeight = weight.packed("cpu", lambda w: PackedWeight(w, TEAMS.get()))
     return made
 
 
@@ -341,7 +311,7 @@ def linear(x: Tensor, weight: Any, bias: Tensor | None, out: Tensor, accumulate:
     pack = packed(weight)
     params = _C.LinearParams(
         x=x.data_ptr(),
-        weight=pack.data.data_ptr(),
+        weight=pack.address,
         bias=address(bias),
         out=out.data_ptr(),
         num_tokens=len(x),
@@ -359,7 +329,7 @@ def embed(token_ids: Tensor, weight: Any, out: Tensor, scale: float) -> None:
     pack = packed(weight)
     params = _C.EmbedParams(
         token_ids=token_ids.data_ptr(),
-        weight=pack.data.data_ptr(),
+        weight=pack.address,
         out=out.data_ptr(),
         num_tokens=len(token_ids),
         out_stride=out.stride(0),
