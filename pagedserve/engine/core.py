@@ -181,10 +181,9 @@ class EngineCore:
                 self._pending.t = self._pending.t or self.clock()
                 self._helper.give(self._pending)
                 self._pending = _Outputs()
-            computes = plan is not None and plan.num_tokens > 0
-            if computes:
+            if plan is not None:
                 self._compute(plan)
-            busy = gives or computes
+            busy = gives or plan is not None
             if self._closing and not busy and not self._completions:
                 return
 
@@ -225,7 +224,7 @@ class EngineCore:
                 request.prompt_token_ids,
                 request.max_tokens,
                 stop_token_ids=request.stop_token_ids,
-                min_tokens=params.min_tokens,
+                min_tokens=min(params.min_tokens, request.max_tokens),
                 tenant=params.tenant,
                 priority=params.priority,
                 ttft_deadline_s=params.ttft_deadline_s,
@@ -311,9 +310,9 @@ class EngineCore:
     # The helper's thread
 
     def _handle(self, outputs: _Outputs) -> list[CompletionState]:
-        """Send everything out. Returns the completions that ended here, which the scheduler does not know yet."""
+        """Send everything out. Returns the completions that ended here: the scheduler may not know yet."""
         ended: list[CompletionState] = []
-        stops = {completion for completion, end in outputs.ends if isinstance(end, ev.Finish) and end.reason == "stop"}
+        reasons = {completion: end.reason for completion, end in outputs.ends if isinstance(end, ev.Finish)}
         if outputs.step is not None:
             failed = frozenset(outputs.step.failed)
             for i, completion in enumerate(outputs.completions):
@@ -322,8 +321,11 @@ class EngineCore:
                 try:
                     num_top = completion.request.params.logprobs
                     logprob = None if num_top is None else outputs.step.logprob(i, num_top)
-                    push = completion.push_last if completion in stops else completion.push
-                    push(outputs.step.tokens[i], outputs.t, logprob)
+                    reason = reasons.get(completion)
+                    if reason == "stop":
+                        completion.push_last(outputs.step.tokens[i], outputs.t, logprob)
+                    else:
+                        completion.push(outputs.step.tokens[i], outputs.t, logprob, last=reason == "length")
                 except Exception as error:
                     ended += [completion, *self._fail(completion.request, _output_error(error))]
                 else:

@@ -118,8 +118,8 @@ class CompletionState:
         """What the sampler's noise is keyed by; 64 bits."""
         return (self.request.seed + self.index) % 2**64
 
-    def push(self, token: int, t: float, logprob: TokenLogprob | None) -> None:
-        """One sampled token that is not a stop token."""
+    def push(self, token: int, t: float, logprob: TokenLogprob | None, *, last: bool = False) -> None:
+        """One sampled token that is not a stop token. last: none follows, finish_reason "length"."""
         self._count(t)
         text = self._detokenizer.push(token)
         stop = None
@@ -128,6 +128,9 @@ class CompletionState:
         delta = Delta(self.index, text, [token], None if logprob is None else [logprob])
         if stop is not None:
             self._end(delta, t, "stop", stop)
+        elif last:
+            delta.text += self._rest()
+            self._end(delta, t, "length", None)
         self.request.channel.put(delta)
 
     def push_last(self, token: int, t: float, logprob: TokenLogprob | None) -> None:
