@@ -17,7 +17,6 @@ struct Kernels {
   static void rms_norm(const RmsNormParams&, Worker&);
   static void rope(const RopeParams&, Worker&);
   static void act_mul(const ActMulParams&, Worker&);
-  static void quantize_rows(const QuantizeRowsParams&, Worker&);
   static void linear(const LinearParams&, Worker&);
   static void embed(const EmbedParams&, Worker&);
   static void take_rows(const TakeRowsParams&, Worker&);
@@ -32,7 +31,6 @@ struct KernelTable {
   void (*rms_norm)(const RmsNormParams&, Worker&);
   void (*rope)(const RopeParams&, Worker&);
   void (*act_mul)(const ActMulParams&, Worker&);
-  void (*quantize_rows)(const QuantizeRowsParams&, Worker&);
   void (*linear)(const LinearParams&, Worker&);
   void (*embed)(const EmbedParams&, Worker&);
   void (*take_rows)(const TakeRowsParams&, Worker&);

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pagedserve.errors import ModelError
+from torch import Tensor
+
+from pagedserve.errors import InvalidInput, ModelError
+from pagedserve.ops import rope_table
 
 FAMILIES = {
     "llama": "Llama 2 and 3, SmolLM2",
@@ -14,7 +19,6 @@ FAMILIES = {
     "qwen3": "Qwen 3, dense",
     "gemma3": "Gemma 3, text only",
 }
-ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS = ("silu", "gelu_tanh")
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 24  # of any axis: larger numbers are a corrupt file's
@@ -25,26 +29,19 @@ class Rope:
     """A rotary embedding: its base, and how it is stretched beyond the length it was trained on.
 
     Attributes:
-        kind: "default", "linear", "llama3" or "yarn".
-        factor: positions stretch by this.
-        original_context: tokens, before stretching; llama3 and yarn.
-        low_freq_factor, high_freq_factor: llama3.
-        beta_fast, beta_slow, truncate: yarn's ramp, and whether its ends are rounded to whole dimensions.
-        attention_factor: yarn: multiplies cosines and sines.
-        frequency_factors: divide the frequencies one by one where a file gives them itself; [head_dim / 2] or empty.
+        scaling: as ops.rope_table takes it, None for none.
+        divisors: [head_dim / 2] the frequencies are divided by, where a file gives them itself; or empty.
     """
 
     theta: float = 10_000.0
-    kind: str = "default"
-    factor: float = 1.0
-    original_context: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
-    frequency_factors: tuple[float, ...] = ()
+    scaling: Mapping[str, Any] | None = None
+    divisors: tuple[float, ...] = ()
+
+    def table(self, head_dim: int, num_positions: int) -> Tensor:
+        """[num_positions, head_dim] float32 for ops.rope: cosines, then sines."""
+        return rope_table(
+            head_dim, num_positions, theta=self.theta, scaling=self.scaling, divisors=self.divisors or None
+        )
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,9 @@ class ModelConfig:
             raise ModelError(f"the context length is {self.context_length} tokens; 1 to 2^31 are supported")
         if not 0 <= self.norm_eps < 1:
             raise ModelError(f"the epsilon of the norms is {self.norm_eps}; 0 to 1 is supported")
-        if self.rope.frequency_factors and len(self.rope.frequency_factors) * 2 != self.head_dim:
-            raise ModelError(f"{len(self.rope.frequency_factors)} rotary factors for a head_dim of {self.head_dim}")
+        for rope in (self.rope, self.local_rope):
+            if rope is not None:
+                _check_rope(rope, self.head_dim)
 
     @property
     def q_size(self) -> int:
@@ -132,8 +130,8 @@ def unsupported(source: str, what: str) -> ModelError:
     return ModelError(f"{source}: {what} is not supported; supported are dense decoder models of: {families}")
 
 
-def check_rope_kind(kind: object, source: str) -> str:
-    """kind, or a ModelError that lists the kinds there are."""
-    if kind not in ROPE_KINDS:
-        raise ModelError(f"{source}: rotary scaling {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
-    return str(kind)
+def _check_rope(rope: Rope, head_dim: int) -> None:
+    try:
+        rope.table(head_dim, 1)
+    except (InvalidInput, ArithmeticError) as error:
+        raise ModelError(f"the model's rotary embedding is not supported: {error}") from None

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from pagedserve.errors import ModelError
-from pagedserve.models.config import ModelConfig, Rope, check_rope_kind, layer_count, unsupported
+from pagedserve.models.config import ModelConfig, Rope, layer_count, unsupported
 from pagedserve.models.gguf_file import GgufFile
 
 # GGUF knows Mistral as llama.
@@ -96,25 +97,19 @@ def _windows(file: GgufFile, family: str, num_layers: int) -> tuple[int, ...]:
 
 def _rope(file: GgufFile, family: str) -> Rope:
     theta = file.number(f"{family}.rope.freq_base", 10_000.0)
-    given = file.text(f"{family}.rope.scaling.type", "none")
-    kind = check_rope_kind("default" if given == "none" else given, f"{file.path}: {family}.rope.scaling.type")
-    factors = _frequency_factors(file)
-    # Files of before scaling.type say linear by this key alone.
+    # Files of before scaling.type say linear by the factor alone.
     factor = file.number(f"{family}.rope.scaling.factor", file.number(f"{family}.rope.scale_linear", 1.0))
-    if theta <= 0 or not 1 <= factor < math.inf:
-        raise ModelError(f"{file.path}: {family}.rope: base {theta} must be positive and factor {factor} at least 1")
+    kind = file.text(f"{family}.rope.scaling.type", "none" if factor == 1.0 else "linear")
+    scaling: dict[str, Any] = {"rope_type": "default" if kind == "none" else kind, "factor": factor}
     if kind == "yarn":
-        context = file.integer(f"{family}.rope.scaling.original_context_length")
-        scale = file.number(f"{family}.rope.scaling.attn_factor", 1.0) * (0.1 * math.log(factor) + 1.0)
-        return Rope(theta, kind, factor, context, attention_factor=scale, frequency_factors=factors)
-    if kind == "llama3":
-        raise ModelError(f"{file.path}: rotary scaling llama3 is expected as the tensor rope_freqs.weight")
-    if factor != 1.0:
-        return Rope(theta, "linear", factor, frequency_factors=factors)
-    return Rope(theta, frequency_factors=factors)
+        scaling["original_max_position_embeddings"] = file.integer(f"{family}.rope.scaling.original_context_length")
+        if factor > 0:
+            weight = file.number(f"{family}.rope.scaling.attn_factor", 1.0)
+            scaling["attention_factor"] = weight * (0.1 * math.log(factor) + 1.0)
+    return Rope(theta, None if kind == "none" else scaling, _divisors(file))
 
 
-def _frequency_factors(file: GgufFile) -> tuple[float, ...]:
+def _divisors(file: GgufFile) -> tuple[float, ...]:
     """Llama 3's scaling, which GGUF stores as a divisor per frequency."""
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
@@ -123,7 +118,7 @@ def _frequency_factors(file: GgufFile) -> tuple[float, ...]:
         raise ModelError(
             f"{file.path}: rope_freqs.weight is {tensor.type.name} {list(tensor.shape)}; F32 [head_dim / 2]"
         )
-    factors = file.data("rope_freqs.weight").view("<f4").reshape(-1)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
+    divisors = file.data("rope_freqs.weight").view("<f4").reshape(-1)
+    if not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise ModelError(f"{file.path}: rope_freqs.weight must be positive and finite")
-    return tuple(float(factor) for factor in factors)
+    return tuple(float(divisor) for divisor in divisors)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedserve.errors import ModelError
-from pagedserve.models.config import ModelConfig, Rope, check_rope_kind, layer_count, unsupported
+from pagedserve.models.config import ModelConfig, Rope, layer_count, unsupported
 
 MODEL_TYPES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -188,43 +188,12 @@ def _ropes(fields: _Fields, family: str) -> tuple[Rope, Rope | None]:
 
 
 def _rope(scaling: _Fields, theta: float, fields: _Fields) -> Rope:
-    kind = check_rope_kind(scaling.values.get("rope_type") or scaling.values.get("type") or "default", scaling.source)
-    theta = scaling.number("rope_theta", theta)
-    if theta <= 0:
-        raise ModelError(f"{scaling.source}: rope_theta is {theta}; it must be positive")
     if scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{scaling.source}: partial_rotary_factor is not supported; heads are rotated whole")
+    theta = scaling.number("rope_theta", theta)
+    kind = scaling.values.get("rope_type") or scaling.values.get("type") or "default"
     if kind == "default":
         return Rope(theta)
-    factor = scaling.number("factor")
-    if factor < 1:
-        raise ModelError(f"{scaling.source}: factor is {factor}; it must be at least 1")
-    if kind == "linear":
-        return Rope(theta, kind, factor)
-    context = scaling.integer("original_max_position_embeddings", fields.integer("max_position_embeddings"))
-    if kind == "llama3":
-        low, high = scaling.number("low_freq_factor", 1.0), scaling.number("high_freq_factor", 4.0)
-        if not 0 < low < high:
-            raise ModelError(f"{scaling.source}: low_freq_factor {low} must be below high_freq_factor {high}")
-        return Rope(theta, kind, factor, context, low_freq_factor=low, high_freq_factor=high)
-    return Rope(
-        theta,
-        kind,
-        factor,
-        context,
-        beta_fast=scaling.number("beta_fast", 32.0),
-        beta_slow=scaling.number("beta_slow", 1.0),
-        truncate=scaling.flag("truncate", True),
-        attention_factor=_yarn_attention_factor(scaling, factor),
-    )
-
-
-def _yarn_attention_factor(scaling: _Fields, factor: float) -> float:
-    """Peng et al. 2023 (YaRN), section 3.4; with mscale, DeepSeek's variant of it."""
-    scale, scale_all = scaling.number("mscale", 0.0), scaling.number("mscale_all_dim", 0.0)
-
-    def growth(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0
-
-    inferred = growth(scale) / growth(scale_all) if scale and scale_all else growth(1.0)
-    return scaling.number("attention_factor", inferred)
+    context = {"original_max_position_embeddings": fields.integer("max_position_embeddings")}
+    given = {key: value for key, value in scaling.values.items() if value is not None}
+    return Rope(theta, {**context, **given, "rope_type": kind})

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ def rope_table(
     *,
     theta: float = 10000.0,
     scaling: Mapping[str, Any] | None = None,
+    divisors: Sequence[float] | None = None,
 ) -> Tensor:
     """The table that `rope` reads: cosines and sines of position * theta ** (-2 i / rotary_dim).
 
@@ -33,6 +34,7 @@ def rope_table(
             llama3: "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings".
             yarn: "factor", "original_max_position_embeddings", and optionally "beta_fast", "beta_slow",
                 "attention_factor", "mscale", "mscale_all_dim", "truncate".
+        divisors: [rotary_dim / 2] what each frequency is divided by, where a file gives the scaling that way.
 
     Returns:
         [max_position, rotary_dim] float32, cosines in the first half, computed in float64.
@@ -67,6 +69,13 @@ def rope_table(
         frequencies = _llama3(frequencies, scaling)
     elif scaling is not None and kind == "yarn":
         frequencies, attention_factor = _yarn(frequencies, scaling, rotary_dim, theta)
+    if divisors is not None:
+        if len(divisors) != len(frequencies) or not all(0 < divisor < math.inf for divisor in divisors):
+            raise InvalidInput(
+                f"rope_table: {len(divisors)} divisors for a rotary_dim of {rotary_dim}; "
+                f"give {len(frequencies)} finite numbers above 0"
+            )
+        frequencies = frequencies / torch.tensor(divisors, dtype=torch.float64)
     angles = torch.arange(max_position, dtype=torch.float64)[:, None] * frequencies
     return (torch.cat((angles.cos(), angles.sin()), dim=1) * attention_factor).to(torch.float32)
 

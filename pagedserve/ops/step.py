@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pagedserve.errors import InvalidInput
-from pagedserve.ops import attention, cache, fused, linear
+from pagedserve.ops import attention, cache, fused
+from pagedserve.ops.linear import embed, linear, take_rows
 from pagedserve.ops.registry import STEP_BUILDERS
 from pagedserve.ops.weight import Weight
 
@@ -172,7 +173,7 @@ class EagerStep:
     def embed(self, weight: Weight, *, out: Buffer, scale: float = 1.0) -> None:
         def call(n: Counts) -> None:
             token_ids = self._input(self.inputs.token_ids, n.tokens)
-            linear.embed(token_ids, weight, scale=scale, out=_used(out, n), backend=self._backend)
+            embed(token_ids, weight, scale=scale, out=_used(out, n), backend=self._backend)
 
         self._calls.append(call)
 
@@ -204,7 +205,7 @@ class EagerStep:
         self, x: Buffer, weight: Weight, *, out: Buffer, bias: Tensor | None = None, accumulate: bool = False
     ) -> None:
         self._calls.append(
-            lambda n: linear.linear(
+            lambda n: linear(
                 _used(x, n), weight, bias=bias, accumulate=accumulate, out=_used(out, n), backend=self._backend
             )
         )
@@ -276,7 +277,7 @@ class EagerStep:
     def take_rows(self, x: Buffer, *, out: Buffer) -> None:
         def call(n: Counts) -> None:
             rows = self._input(self.inputs.logit_rows, n.rows)
-            linear.take_rows(_used(x, n), rows, out=_used(out, n), backend=self._backend)
+            take_rows(_used(x, n), rows, out=_used(out, n), backend=self._backend)
 
         self._calls.append(call)
 

@@ -52,10 +52,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """A step computed nothing. Its sequences are computed again, or failed where they already failed alone.
-
-    Its swaps, copies and page writes were made before and stand: they are not planned again.
-    """
+    """A step computed nothing. Its sequences are computed again, or failed where they already failed alone."""
 
     t: float
     step: int
@@ -64,7 +61,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The pool has this many pages from now on; while a step is in flight, from its end on."""
+    """The pool has this many pages from now on."""
 
     t: float
     num_pages: int
@@ -78,18 +75,6 @@ class Drain:
 
 
 Event = Arrive | Abort | StepDone | StepFailed | Resize | Drain
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A step was planned here. Not an event: what a log holds beside them, so that replay plans at the same places."""
-
-    t: float
-    step: int
-    num_tokens: int
-
-
-Record = Event | Planned
 
 # Decisions
 
