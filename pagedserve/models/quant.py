@@ -27,9 +27,14 @@ from pagedserve.ops import Weight
 _ROWS_AT_ONCE = 4096  # of a tensor that goes by way of float32, to bound what that takes
 
 
-def read_weight(file: GgufFile, name: str) -> Weight:
-    """A two-dimensional tensor of the file as a Weight of the nearest format, the numbers as the table above says."""
+def read_weight(file: GgufFile, name: str, rows: np.ndarray | None = None) -> Weight:
+    """A two-dimensional tensor of the file as a Weight of the nearest format, the numbers as the table above says.
+
+    rows: its rows in another order.
+    """
     kind, data = file.tensors[name].type.name, file.data(name)
+    if rows is not None:
+        data = data[rows]
     if kind in _EXACT:
         return _EXACT[kind](data)
     chunks = [data[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(data), _ROWS_AT_ONCE)]
@@ -39,6 +44,12 @@ def read_weight(file: GgufFile, name: str) -> Weight:
 def read_vector(file: GgufFile, name: str) -> Tensor:
     """A one-dimensional tensor of the file, [size] float32. Norms and biases are never quantised."""
     return _EXACT[file.tensors[name].type.name](file.data(name)).dense()[0]
+
+
+def rounded(weight: Weight, format: str) -> Weight:
+    """The weight in another format; a few rows at a time, so that it never stands whole in float32 beside itself."""
+    chunks = torch.arange(weight.out_features).split(_ROWS_AT_ONCE)
+    return Weight.cat([Weight.from_dense(weight.rows(rows), format) for rows in chunks])
 
 
 def _dequantised(data: np.ndarray, kind: str) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,12 +57,7 @@ class GgufWeights:
         self.read_bytes = 0
 
     def matrix(self, name: str, out_features: int, in_features: int) -> Weight:
-        weight = read_weight(self._file, self._found(name, (out_features, in_features)))
-        heads = self._permuted_heads(name)
-        if heads is None:
-            return weight
-        rows = _half_split_rows(heads, self._config.head_dim)
-        return Weight(weight.format, *(tensor[rows] for tensor in weight.tensors()))
+        return read_weight(self._file, self._found(name, (out_features, in_features)), self._row_order(name))
 
     def vector(self, name: str, size: int) -> Tensor:
         found = self._found(name, (size,))
@@ -69,8 +65,8 @@ class GgufWeights:
             kind = self._file.tensors[found].type.name
             raise ModelError(f"{self._file.path}: tensor {found} is {kind}; norms and biases are F32, F16 or BF16")
         vector = read_vector(self._file, found)
-        heads = self._permuted_heads(name.removesuffix("_bias"))
-        return vector if heads is None else vector[_half_split_rows(heads, self._config.head_dim)]
+        rows = self._row_order(name.removesuffix("_bias"))
+        return vector if rows is None else vector[torch.from_numpy(rows)]
 
     def finish(self) -> None:
         if self._unread:
@@ -93,13 +89,14 @@ class GgufWeights:
         self.read_bytes += tensor.num_bytes
         return found
 
-    def _permuted_heads(self, name: str) -> int | None:
-        """Heads of a matrix whose rows GGUF permutes: q and k of arch llama alone."""
-        if self._config.family != "llama":
+    def _row_order(self, name: str) -> np.ndarray | None:
+        """Where the rows of a matrix stand in the file, if not in order.
+
+        q and k of arch llama alone: GGUF keeps rotary pairs at (2 i, 2 i + 1) of a head, ops.rope has them at
+        (i, i + head_dim / 2).
+        """
+        heads = {"q": self._config.num_q_heads, "k": self._config.num_kv_heads}.get(name.rpartition(".")[2])
+        if heads is None or self._config.family != "llama":
             return None
-        return {"q": self._config.num_q_heads, "k": self._config.num_kv_heads}.get(name.rpartition(".")[2])
-
-
-def _half_split_rows(num_heads: int, head_dim: int) -> Tensor:
-    """[num_heads * head_dim] rows that turn rotary pairs (2 i, 2 i + 1) into (i, i + head_dim / 2)."""
-    return torch.arange(num_heads * head_dim).view(num_heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
+        width = self._config.head_dim
+        return np.arange(heads * width).reshape(heads, width // 2, 2).swapaxes(1, 2).reshape(-1)

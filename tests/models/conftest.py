@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pagedserve.models.gguf_file import GgufFile
 from pagedserve.models.tokenizer import BYTE_CHARACTERS
@@ -77,6 +78,15 @@ def write_gguf(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarr
 def tiny_tensors() -> dict[str, tuple[np.ndarray, None]]:
     rng = np.random.default_rng(0)
     return {name: (rng.standard_normal(shape).astype(np.float32) / 8, None) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Tensors are tiny here: more threads would only wait for one another."""
+    given = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(given)
 
 
 @pytest.fixture

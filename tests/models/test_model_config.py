@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """ModelConfig: what transformers and llama.cpp mean by their fields, and what is refused."""
 
-import math
-
+import numpy as np
 import pytest
+import torch
 
 from pagedserve.errors import ModelError
 from pagedserve.models.config import Rope
 from pagedserve.models.config_gguf import from_gguf
 from pagedserve.models.config_huggingface import from_huggingface, read_json
 from pagedserve.models.gguf_file import GgufFile
+from pagedserve.ops import rope_table
 
 LLAMA = {
     "model_type": "llama",
@@ -38,20 +39,21 @@ def test_llama():
 
 def test_llama3_scaling_in_both_spellings():
     scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
-    old = {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **scaling}}
-    new = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **scaling}}
-    expected = Rope(5e5, "llama3", 8.0, 256)
-    assert from_huggingface({**LLAMA, **old}).rope == from_huggingface({**LLAMA, **new}).rope == expected
+    old = from_huggingface({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **scaling}}).rope
+    parameters = {"rope_type": "llama3", "rope_theta": 5e5, **scaling}
+    new = from_huggingface({**LLAMA, "rope_parameters": parameters}).rope
+    assert torch.equal(old.table(16, 100), new.table(16, 100))
+    assert torch.equal(old.table(16, 100), rope_table(16, 100, theta=5e5, scaling={"rope_type": "llama3", **scaling}))
+    assert not torch.equal(old.table(16, 100), Rope(5e5).table(16, 100))
 
 
 def test_linear_and_yarn_scaling():
     linear = from_huggingface({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4}}).rope
-    assert linear == Rope(10_000.0, "linear", 4.0)
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 16}
-    rope = from_huggingface({**LLAMA, "rope_scaling": yarn}).rope
-    assert (rope.kind, rope.factor, rope.original_context, rope.beta_fast) == ("yarn", 4.0, 128, 16.0)
-    assert math.isclose(rope.attention_factor, 0.1 * math.log(4) + 1)
-    assert from_huggingface({**LLAMA, "rope_scaling": {**yarn, "attention_factor": 1.5}}).rope.attention_factor == 1.5
+    assert torch.equal(linear.table(16, 100)[::4], Rope().table(16, 25))
+    # Without a length of its own, a scaling counts from the model's.
+    short = from_huggingface({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}).rope
+    given = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    assert torch.equal(short.table(16, 100), rope_table(16, 100, scaling=given))
 
 
 def test_mistral_windows():
@@ -109,9 +111,10 @@ def test_transformers_configs_are_read(tmp_path):
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported; supported: float32"),
         ({"quantization_config": "awq"}, "'awq' is not supported"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic' is not supported; supported: default, linear"),
-        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor is 0.5"),
+        ({"rope_scaling": {"type": "linear"}}, "factor of the rope scaling is None"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}, "rope_theta": 1.0}, "rotary embedding is not supported"),
         ({"rope_scaling": "linear"}, "an object is expected"),
-        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+        ({"rope_theta": -1.0}, "theta is -1.0"),
         ({"rope_theta": float("nan")}, "finite"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported; supported: silu"),
@@ -158,20 +161,19 @@ def test_the_demo_model(demo_file):
 
 
 def test_gguf_rotary_scaling(make_gguf):
-    import numpy as np
-
     yarn = {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 16}
     rope = from_gguf(GgufFile(make_gguf({f"llama.rope.{key}": value for key, value in yarn.items()}))).rope
-    assert (rope.kind, rope.factor, rope.original_context) == ("yarn", 4.0, 16)
-    assert math.isclose(rope.attention_factor, 0.1 * math.log(4) + 1)
+    given = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert torch.equal(rope.table(8, 50), rope_table(8, 50, scaling=given))
     linear = from_gguf(GgufFile(make_gguf({"llama.rope.scaling.factor": 2.0}))).rope
-    assert (linear.kind, linear.factor) == ("linear", 2.0)
+    assert torch.equal(linear.table(8, 50)[::2], Rope().table(8, 25))
     factors = np.array([1, 1, 2, 8], np.float32)
     file = GgufFile(make_gguf(tensors={"rope_freqs.weight": (factors, None)}))
-    assert from_gguf(file).rope.frequency_factors == (1.0, 1.0, 2.0, 8.0)
+    assert from_gguf(file).rope.divisors == (1.0, 1.0, 2.0, 8.0)
+    assert torch.equal(from_gguf(file).rope.table(8, 50)[::8, 3], Rope().table(8, 7)[:, 3])
     with pytest.raises(ModelError, match="positive and finite"):
         from_gguf(GgufFile(make_gguf(tensors={"rope_freqs.weight": (factors - 1, None)})))
-    with pytest.raises(ModelError, match="rotary factors for a head_dim"):
+    with pytest.raises(ModelError, match="3 divisors for a rotary_dim of 8"):
         from_gguf(GgufFile(make_gguf(tensors={"rope_freqs.weight": (factors[:3], None)})))
 
 
