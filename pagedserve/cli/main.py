@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments in, exit code out: 0 well, 1 something is missing, 2 an error that was explained, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from pagedserve import __version__
+from pagedserve.errors import PagedServeError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+EXIT_ERROR = 2
+EXIT_INTERRUPT = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its arguments; default: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code = importlib.import_module(f"pagedserve.cli.{args.command}").run(args)
+        sys.stdout.flush()
+        return int(code)
+    except PagedServeError as error:
+        print(f"pagedserve {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return EXIT_INTERRUPT
+    except BrokenPipeError:
+        # Whoever read our words has left; the interpreter's own flush at exit must not fail on them again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pagedserve", description="Paged attention, fused batched decoding, and a thin engine around them."
+    )
+    parser.add_argument("--version", action="version", version=f"pagedserve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="answer one prompt, word by word"))
+    _add_chat(commands.add_parser("chat", help="talk with a model"))
+    _add_demo(commands.add_parser("demo", help="serve a real model to many users at once, and show what they feel"))
+    commands.add_parser("doctor", help="what is installed, what can run here, and why the rest cannot")
+    _add_explain(commands.add_parser("explain", help="which backend runs an op, and why the others do not"))
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="what to answer; - reads it from stdin")
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt to go before it")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it stands, without the chat template"
+    )
+    parser.add_argument("--stats", action="store_true", help="say afterwards, on stderr, how long it took")
+    _add_model(parser)
+    _add_sampling(parser, temperature=0.0, top_p=1.0)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt")
+    _add_model(parser)
+    _add_sampling(parser, temperature=0.2, top_p=0.9)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--users", type=_positive, default=64, metavar="N", help="users at once (default: 64)")
+    parser.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="of each answer (default: 64)")
+    parser.add_argument("--out", default="out/demo.png", metavar="PNG", help="the plot; a .json stands beside it")
+    _add_model(parser)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("op", metavar="OP", help="as paged_decode")
+    parser.add_argument(
+        "--shape", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="sizes and dtypes of the call"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a GGUF file, a folder of safetensors, or a known name (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="cpu, reference or auto (default: auto)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy (default: {temperature:g})"
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off (default: 0)")
+    parser.add_argument("--top-p", type=float, default=top_p, metavar="P", help=f"1 is off (default: {top_p:g})")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same words")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be repeated")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo's users feel: when their words came, taken at the caller's side of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+SAMPLE_EVERY_S = 0.05
+
+
+class Engine(Protocol):
+    """What a phase needs of an engine; `AsyncEngine` is one."""
+
+    def generate(self, prompt: Sequence[int], params: Any) -> AsyncIterator[Any]: ...
+
+    def stats(self) -> Any: ...
+
+
+@dataclass(slots=True)
+class Answer:
+    """One user's answer. Times are seconds since the phase began.
+
+    Attributes:
+        asked_s, first_s, last_s: when the question was put, when its first and its last token came.
+        arrivals: (time, tokens) of each delta.
+        prefix_hit_tokens: prompt tokens that were already there from another's prompt.
+    """
+
+    number: int
+    prompt: str
+    num_prompt_tokens: int
+    asked_s: float = 0.0
+    first_s: float | None = None
+    last_s: float | None = None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    finish_reason: str | None = None
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the question to the first token."""
+        return None if self.first_s is None else self.first_s - self.asked_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Between tokens after the first, on average; None below two tokens."""
+        if self.first_s is None or self.last_s is None or len(self.token_ids) < 2:
+            return None
+        return (self.last_s - self.first_s) / (len(self.token_ids) - 1)
+
+    @property
+    def total_s(self) -> float | None:
+        """From the question to the last token."""
+        return None if self.last_s is None else self.last_s - self.asked_s
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The engine at one moment of a phase."""
+
+    t_s: float
+    running: int
+    waiting: int
+    pages_in_use: int
+
+
+@dataclass(slots=True)
+class Phase:
+    """The same users' questions, put in one way.
+
+    Attributes:
+        at_once: all questions at the same moment; otherwise each when the one before is answered.
+        duration_s: until the last token of the last answer.
+        num_pages: that the engine has.
+    """
+
+    name: str
+    at_once: bool
+    answers: list[Answer] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    duration_s: float = 0.0
+    num_pages: int = 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(len(answer.token_ids) for answer in self.answers)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_output_tokens / self.duration_s if self.duration_s else 0.0
+
+    def rate(self, window_s: float = 0.5) -> float:
+        """Output tokens a second over the last `window_s` seconds that anything came in."""
+        now = max((answer.last_s for answer in self.answers if answer.last_s is not None), default=0.0)
+        since = max(0.0, now - window_s)
+        recent = sum(n for answer in self.answers for t, n in reversed_until(answer.arrivals, since))
+        return recent / (now - since) if now > since else 0.0
+
+
+def reversed_until(arrivals: list[tuple[float, int]], since: float) -> list[tuple[float, int]]:
+    """The arrivals after `since`, the latest first."""
+    recent = []
+    for arrival in reversed(arrivals):
+        if arrival[0] <= since:
+            break
+        recent.append(arrival)
+    return recent
+
+
+async def run_phase(
+    engine: Engine,
+    phase: Phase,
+    prompts: Sequence[Sequence[int]],
+    params: Any,
+    changed: Callable[[], None] = lambda: None,
+) -> Phase:
+    """Put every prompt of a phase to the engine and note when what came.
+
+    Args:
+        phase: its answers stand in the order of prompts; filled in here.
+        prompts: token ids of each.
+        params: SamplingParams of all.
+        changed: called after each delta.
+    """
+    began = time.perf_counter()
+    watcher = asyncio.create_task(_watch(engine, phase, began))
+    try:
+        if phase.at_once:
+            users = (_ask(engine, answer, prompt, params, began, changed) for answer, prompt in _pairs(phase, prompts))
+            await asyncio.gather(*users)
+        else:
+            for answer, prompt in _pairs(phase, prompts):
+                await _ask(engine, answer, prompt, params, began, changed)
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+    phase.duration_s = max((answer.last_s or 0.0 for answer in phase.answers), default=0.0)
+    return phase
+
+
+def _pairs(phase: Phase, prompts: Sequence[Sequence[int]]) -> list[tuple[Answer, Sequence[int]]]:
+    return list(zip(phase.answers, prompts, strict=True))
+
+
+async def _ask(
+    engine: Engine, answer: Answer, prompt: Sequence[int], params: Any, began: float, changed: Callable[[], None]
+) -> None:
+    answer.asked_s = time.perf_counter() - began
+    async with aclosing(engine.generate(prompt, params)) as deltas:
+        async for delta in deltas:
+            now = time.perf_counter() - began
+            if delta.token_ids:
+                answer.first_s = now if answer.first_s is None else answer.first_s
+                answer.last_s = now
+                answer.arrivals.append((now, len(delta.token_ids)))
+                answer.token_ids += delta.token_ids
+            answer.text += delta.text
+            if delta.finish_reason is not None:
+                answer.finish_reason = delta.finish_reason
+            if delta.metrics is not None:
+                answer.prefix_hit_tokens = delta.metrics.prefix_hit_tokens
+                answer.preemptions = delta.metrics.preemptions
+            changed()
+
+
+async def _watch(engine: Engine, phase: Phase, began: float) -> None:
+    while True:
+        stats = engine.stats()
+        phase.num_pages = stats.num_pages
+        phase.samples.append(Sample(time.perf_counter() - began, stats.running, stats.waiting, stats.pages_in_use))
+        await asyncio.sleep(SAMPLE_EVERY_S)
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Linear between the two nearest ranks, as numpy's default; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100.0
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
