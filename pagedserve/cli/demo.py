@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -43,7 +42,6 @@ async def _serve(args: argparse.Namespace, console: Console) -> list[Phase]:
     """The three phases, on one engine."""
     users = list(islice(cycle(PROMPTS), args.users))
     async with serving.async_engine(args, console) as engine:
-        console.print(serving.describe(engine))
         first = Phase("one user", False)
         await _first_user(engine, first, args, console)
         at_once = Phase(f"{args.users} at once", True)
@@ -99,8 +97,9 @@ def _encode(engine: Any, phase: Phase, users: Sequence[str]) -> list[list[int]]:
 
 def _params(phase: str, args: argparse.Namespace) -> Any:
     """Greedy. The salt keeps a phase from finding the prompts of the phase before in the prefix cache."""
-    sampling_params = importlib.import_module("pagedserve").SamplingParams
-    return sampling_params(max_tokens=args.max_tokens, temperature=0.0, cache_salt=phase)
+    from pagedserve.engine.sampling import SamplingParams
+
+    return SamplingParams(max_tokens=args.max_tokens, temperature=0.0, cache_salt=phase)
 
 
 def _save(args: argparse.Namespace, out: Path, phases: Sequence[Phase], console: Console) -> None:

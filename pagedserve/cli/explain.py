@@ -118,8 +118,9 @@ class Call:
     def _dtype(self, entry: Any) -> str:
         """A dtype's name, or a weight's format."""
         allowed = getattr(entry, "formats", None) or entry.dtypes
-        if allowed[0].startswith("="):
-            return self._dtype(self._tensors[allowed[0][1:]])
+        if allowed[0][0] in "=^":  # another tensor's dtype, or that of its arithmetic
+            other = self._dtype(self._tensors[allowed[0][1:]])
+            return "float32" if allowed[0][0] == "^" and other != "float64" else other
         dtype = self._dtypes.get(entry.name, "yes")
         if dtype == "yes":
             default = DEFAULT_DTYPES.get(entry.name)

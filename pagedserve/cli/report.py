@@ -52,12 +52,11 @@ def num_identical(one: Phase, other: Phase) -> int:
     return sum(a.token_ids == b.token_ids for a, b in zip(one.answers, other.answers, strict=True))
 
 
-def save_json(path: Path, phases: Sequence[Phase], options: dict[str, Any], model: dict[str, Any]) -> None:
+def save_json(path: Path, phases: Sequence[Phase], options: dict[str, Any]) -> None:
     """Every number behind the table and the plot, signed with the machine and the date."""
     content = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": signature(),
-        "model": model,
         "options": options,
         "phases": [_phase(phase) for phase in phases],
         "identical_answers": num_identical(phases[-2], phases[-1]),

@@ -4,28 +4,54 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from pagedserve.cli.console import Console
+
+
+def open_llm(model: str, *, backend: str) -> Any:
+    """The engine with a synchronous face."""
+    from pagedserve.engine import LLM
+
+    return LLM(model, backend=backend)
+
+
+def open_async_engine(model: str, *, backend: str) -> Any:
+    """The engine with an asyncio face."""
+    from pagedserve.engine import AsyncEngine
+
+    return AsyncEngine(model, backend=backend)
 
 
 @contextmanager
 def llm(args: argparse.Namespace, console: Console) -> Iterator[Any]:
     """An `LLM` of --model on --backend, closed at the end."""
     with console.status(f"loading {args.model}"):
-        opened = importlib.import_module("pagedserve").LLM(args.model, backend=args.backend)
+        opened = open_llm(args.model, backend=args.backend)
     try:
         yield opened
     finally:
         opened.close()
 
 
+@asynccontextmanager
+async def async_engine(args: argparse.Namespace, console: Console) -> AsyncIterator[Any]:
+    """An `AsyncEngine` of --model on --backend, closed at the end."""
+    with console.status(f"loading {args.model}"):
+        opened = open_async_engine(args.model, backend=args.backend)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
 def sampling_params(args: argparse.Namespace) -> Any:
     """`SamplingParams` of the sampling options; it refuses impossible ones before any model is loaded."""
-    return importlib.import_module("pagedserve").SamplingParams(
+    from pagedserve.engine.sampling import SamplingParams
+
+    return SamplingParams(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines without a model: they answer with the words of the question, one token a word."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from pagedserve.engine.outputs import Delta, RequestMetrics
+from pagedserve.engine.sampling import SamplingParams
+from pagedserve.errors import InvalidInput, ModelError
+
+MAX_PROMPT_TOKENS = 200
+
+
+class WordTokenizer:
+    """Ids of words, in the order they were first seen."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for word in text.split():
+            if word not in self.words:
+                self.words.append(word)
+            ids.append(self.words.index(word))
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.encode(" ".join(f"<{m['role']}> {m['content']}" for m in messages) + " <assistant>")
+
+
+@dataclass
+class FakeStats:
+    num_pages: int = 100
+    pages_in_use: int = 7
+    running: int = 1
+    waiting: int = 0
+
+
+class FakeLLM:
+    """Says the last turn of the prompt backwards; a prompt word "sleep" makes each token of the answer take a while."""
+
+    def __init__(self, model: str, *, backend: str = "auto") -> None:
+        if model == "missing":
+            raise ModelError("there is no model 'missing': give a GGUF file,\nor a folder")
+        self.tokenizer = WordTokenizer()
+        self.prompts: list[str] = []
+        self.closed = False
+        self.num_closed_streams = 0
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+        if len(prompt) > MAX_PROMPT_TOKENS:
+            raise InvalidInput(f"the prompt is {len(prompt)} tokens long; this engine holds {MAX_PROMPT_TOKENS}")
+        self.prompts.append(" ".join(self.tokenizer.words[i] for i in prompt))
+        return self._deltas(prompt, params)
+
+    def _deltas(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+        try:
+            answer = self._answer(prompt, params)
+            metrics = RequestMetrics(0.0, 0.1, 0.25, 1.25, prefix_hit_tokens=3, num_output_tokens=len(answer))
+            for i, token in enumerate(answer):
+                if "sleep" in self.prompts[-1]:
+                    time.sleep(0.05)
+                last = i == len(answer) - 1
+                text = self.tokenizer.words[token] + ("" if last else " ")
+                yield Delta(
+                    0, text, [token], finish_reason="length" if last else None, metrics=metrics if last else None
+                )
+        finally:
+            self.num_closed_streams += 1
+
+    def _answer(self, prompt: list[int], params: SamplingParams) -> list[int]:
+        user = max((i for i, token in enumerate(prompt) if self.tokenizer.words[token] == "<user>"), default=-1)
+        said = [token for token in prompt[user + 1 :] if self.tokenizer.words[token] != "<assistant>"]
+        return said[::-1][: params.max_tokens]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeAsyncEngine(FakeLLM):
+    """The same for many tasks; counts how many are answered at the same time."""
+
+    def __init__(self, model: str, *, backend: str = "auto") -> None:
+        super().__init__(model, backend=backend)
+        self.running = self.most_running = 0
+        self.salts: list[str] = []
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        self.salts.append(params.cache_salt)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        for delta in self.stream(prompt, params):
+            await asyncio.sleep(0.001)
+            yield delta
+        self.running -= 1
+
+    def stats(self) -> FakeStats:
+        return FakeStats(running=self.running, pages_in_use=3 * self.running)
+
+    async def close(self) -> None:
+        self.closed = True

