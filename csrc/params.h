@@ -83,6 +83,7 @@ struct RmsNormParams {
   int32_t accumulate;
   float eps;
   DType dtype;
+  void* quantized;             // out as quantize_rows would write it; may be null; f32 and num_heads 1 only
 };
 
 // Rotates the first rotary_dim elements of each head, in place.
@@ -106,10 +107,19 @@ struct ActMulParams {
   int32_t intermediate;
   Activation activation;
   DType dtype;
+  void* quantized;             // out as quantize_rows would write it; may be null; f32 only
 };
 
 // Weight layouts of linear, as pack_weight (csrc/cpu) writes them.
 enum class WeightFormat : int32_t { kF32 = 0, kBF16 = 1, kQ8 = 2, kQ4 = 3 };
+
+// x as q8 and q4 linear layers read it: int8 with a scale per 32 elements.
+struct QuantizeRowsParams {
+  const float* x;              // [num_tokens, width]                    f32, width a multiple of 32
+  void* quantized;             // see csrc/cpu
+  int64_t num_tokens, x_stride;
+  int32_t width;
+};
 
 // out = x W^T (+ bias) (+ out). q8 and q4 quantise x to int8 with a scale per 32 elements.
 struct LinearParams {
@@ -121,6 +131,7 @@ struct LinearParams {
   int32_t in_features, out_features;
   int32_t accumulate;          // 1: add to what out holds
   WeightFormat format;
+  const void* quantized;       // x as quantize_rows wrote it, for q8 and q4; null: linear does so itself
 };
 
 // out = scale * row token_ids[t] of the embedding.

@@ -8,5 +8,6 @@ namespace pagedserve::bind {
 void bind_machine(pybind11::module_& m);  // Isa, Team
 void bind_ops(pybind11::module_& m);      // params structs and the ops that take them
 void bind_weights(pybind11::module_& m);  // packing of linear layers
+void bind_program(pybind11::module_& m);  // recorded steps
 
 }  // namespace pagedserve::bind

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_C, m) {
   pagedserve::bind::bind_machine(m);
   pagedserve::bind::bind_ops(m);
   pagedserve::bind::bind_weights(m);
+  pagedserve::bind::bind_program(m);
 }

@@ -130,7 +130,8 @@ void bind_params(py::module_& m) {
       .field("hidden", &RmsNormParams::hidden)
       .field("accumulate", &RmsNormParams::accumulate)
       .field("eps", &RmsNormParams::eps)
-      .field("dtype", &RmsNormParams::dtype);
+      .field("dtype", &RmsNormParams::dtype)
+      .field("quantized", &RmsNormParams::quantized);
 
   ParamsClass<RopeParams>(m, "RopeParams")
       .field("x", &RopeParams::x)
@@ -154,7 +155,15 @@ void bind_params(py::module_& m) {
       .field("out_stride", &ActMulParams::out_stride)
       .field("intermediate", &ActMulParams::intermediate)
       .field("activation", &ActMulParams::activation)
-      .field("dtype", &ActMulParams::dtype);
+      .field("dtype", &ActMulParams::dtype)
+      .field("quantized", &ActMulParams::quantized);
+
+  ParamsClass<QuantizeRowsParams>(m, "QuantizeRowsParams")
+      .field("x", &QuantizeRowsParams::x)
+      .field("quantized", &QuantizeRowsParams::quantized)
+      .field("num_tokens", &QuantizeRowsParams::num_tokens)
+      .field("x_stride", &QuantizeRowsParams::x_stride)
+      .field("width", &QuantizeRowsParams::width);
 
   ParamsClass<LinearParams>(m, "LinearParams")
       .field("x", &LinearParams::x)
@@ -167,7 +176,8 @@ void bind_params(py::module_& m) {
       .field("in_features", &LinearParams::in_features)
       .field("out_features", &LinearParams::out_features)
       .field("accumulate", &LinearParams::accumulate)
-      .field("format", &LinearParams::format);
+      .field("format", &LinearParams::format)
+      .field("quantized", &LinearParams::quantized);
 
   ParamsClass<EmbedParams>(m, "EmbedParams")
       .field("token_ids", &EmbedParams::token_ids)
@@ -230,6 +240,7 @@ void bind_ops(py::module_& m) {
   def_kernel(m, "rms_norm", &KernelTable::rms_norm);
   def_kernel(m, "rope", &KernelTable::rope);
   def_kernel(m, "act_mul", &KernelTable::act_mul);
+  def_kernel(m, "quantize_rows", &KernelTable::quantize_rows);
   def_kernel(m, "linear", &KernelTable::linear);
   def_kernel(m, "embed", &KernelTable::embed);
   def_kernel(m, "take_rows", &KernelTable::take_rows);

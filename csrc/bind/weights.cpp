@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // weights.cpp: packing of a linear layer's matrix.
 #include "../cpu/packed_weight.h"
+#include "../cpu/quantized_rows.h"
 #include "../cpu/team.h"
 #include "bind.h"
 #include "params.h"
@@ -22,6 +23,8 @@ void bind_weights(py::module_& m) {
       .field("format", &PackWeightParams::format);
   m.def("packed_bytes", &cpu::packed_bytes, py::arg("format"), py::arg("out_features"), py::arg("in_features"),
         py::arg("half_scales"), "Bytes that pack_weight writes.");
+  m.def("quantized_bytes", &cpu::quantized_bytes, py::arg("num_tokens"), py::arg("width"),
+        "Bytes that quantize_rows writes.");
   m.def(
       "fits_half",
       [](std::uintptr_t values, int64_t count) {

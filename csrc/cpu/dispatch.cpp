@@ -11,8 +11,8 @@ namespace {
 template <Isa isa>
 constexpr KernelTable table() {
   using K = Kernels<isa>;
-  return {K::paged_attention, K::merge_states, K::append_kv, K::rms_norm,  K::rope,  K::act_mul,
-          K::linear,          K::embed,        K::take_rows, K::soft_cap, K::sample};
+  return {K::paged_attention, K::merge_states, K::append_kv, K::rms_norm,  K::rope,     K::act_mul,
+          K::quantize_rows,   K::linear,       K::embed,     K::take_rows, K::soft_cap, K::sample};
 }
 
 }  // namespace
@@ -35,9 +35,12 @@ bool supported(Isa isa) {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
   switch (isa) {
-    case Isa::kAvx2: return avx2;
-    case Isa::kAvx512: return avx512;
-    default: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    default:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
   }
 #else
   return false;

@@ -17,6 +17,7 @@ struct Kernels {
   static void rms_norm(const RmsNormParams&, Worker&);
   static void rope(const RopeParams&, Worker&);
   static void act_mul(const ActMulParams&, Worker&);
+  static void quantize_rows(const QuantizeRowsParams&, Worker&);
   static void linear(const LinearParams&, Worker&);
   static void embed(const EmbedParams&, Worker&);
   static void take_rows(const TakeRowsParams&, Worker&);
@@ -31,6 +32,7 @@ struct KernelTable {
   void (*rms_norm)(const RmsNormParams&, Worker&);
   void (*rope)(const RopeParams&, Worker&);
   void (*act_mul)(const ActMulParams&, Worker&);
+  void (*quantize_rows)(const QuantizeRowsParams&, Worker&);
   void (*linear)(const LinearParams&, Worker&);
   void (*embed)(const EmbedParams&, Worker&);
   void (*take_rows)(const TakeRowsParams&, Worker&);

@@ -9,19 +9,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pagedserve import _C, settings
+from pagedserve.backends import cpu_params as params_of
+from pagedserve.backends.cpu_params import DTYPES
+from pagedserve.backends.cpu_weight import PackedWeight
 from pagedserve.errors import BackendUnavailable
-
-DTYPES = {
-    torch.float32: _C.DType.f32,
-    torch.float16: _C.DType.f16,
-    torch.bfloat16: _C.DType.bf16,
-    torch.int8: _C.DType.i8,
-    torch.float8_e4m3fn: _C.DType.f8e4m3,
-}
 
 
 class _Teams(threading.local):
@@ -57,28 +51,6 @@ def _run(kernel: Callable[[Any, _C.Team, _C.Isa], None], params: Any) -> None:
     kernel(params, TEAMS.get(), isa())
 
 
-def address(tensor: Tensor | None) -> int:
-    """A tensor's first element; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def kv_pages(pages: Tensor, scales: Tensor | None) -> _C.KvPages:
-    """Keys or values of one layer."""
-    page_stride, token_stride, head_stride, _ = pages.stride()
-    scale_strides = (0, 0, 0) if scales is None else scales.stride()
-    return _C.KvPages(
-        data=pages.data_ptr(),
-        scales=address(scales),
-        page_stride=page_stride,
-        token_stride=token_stride,
-        head_stride=head_stride,
-        scale_page_stride=scale_strides[0],
-        scale_token_stride=scale_strides[1],
-        scale_head_stride=scale_strides[2],
-        dtype=DTYPES[pages.dtype],
-    )
-
-
 def paged_decode(
     q: Tensor,
     k_pages: Tensor,
@@ -97,10 +69,11 @@ def paged_decode(
     window: int,
     soft_cap: float,
 ) -> None:
-    _attention(
+    params = params_of.attention(
         q, k_pages, v_pages, page_table, kv_lens, None, tree_mask, sinks, alibi_slopes, k_scales, v_scales,
         out, lse, q_len, scale, window, soft_cap,
     )  # fmt: skip
+    _run(_C.paged_attention, params)
 
 
 def paged_prefill(
@@ -120,60 +93,10 @@ def paged_prefill(
     window: int,
     soft_cap: float,
 ) -> None:
-    _attention(
+    params = params_of.attention(
         q, k_pages, v_pages, page_table, kv_lens, q_starts, None, sinks, alibi_slopes, k_scales, v_scales,
         out, lse, 0, scale, window, soft_cap,
     )  # fmt: skip
-
-
-def _attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    q_starts: Tensor | None,
-    tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    q_len: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> None:
-    _, page_size, num_kv_heads, head_dim = k_pages.shape
-    params = _C.PagedAttentionParams(
-        q=q.data_ptr(),
-        out=out.data_ptr(),
-        lse=address(lse),
-        k=kv_pages(k_pages, k_scales),
-        v=kv_pages(v_pages, v_scales),
-        page_table=page_table.data_ptr(),
-        kv_lens=kv_lens.data_ptr(),
-        q_starts=address(q_starts),
-        tree_mask=address(tree_mask),
-        sinks=address(sinks),
-        alibi_slopes=address(alibi_slopes),
-        q_token_stride=q.stride(0),
-        q_head_stride=q.stride(1),
-        out_token_stride=out.stride(0),
-        out_head_stride=out.stride(1),
-        page_table_stride=page_table.stride(0),
-        num_seqs=len(kv_lens),
-        q_len=q_len,
-        num_q_heads=q.shape[1],
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        page_size=page_size,
-        window=window,
-        scale=scale,
-        soft_cap=soft_cap,
-        q_dtype=DTYPES[q.dtype],
-    )
     _run(_C.paged_attention, params)
 
 
@@ -202,24 +125,7 @@ def append_kv(
     k_scales: Tensor | None,
     v_scales: Tensor | None,
 ) -> None:
-    num_tokens, num_kv_heads, head_dim = k.shape
-    params = _C.AppendKvParams(
-        k=k.data_ptr(),
-        v=v.data_ptr(),
-        k_pages=kv_pages(k_pages, k_scales),
-        v_pages=kv_pages(v_pages, v_scales),
-        slot_mapping=slot_mapping.data_ptr(),
-        num_tokens=num_tokens,
-        k_token_stride=k.stride(0),
-        k_head_stride=k.stride(1),
-        v_token_stride=v.stride(0),
-        v_head_stride=v.stride(1),
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        page_size=k_pages.shape[1],
-        src_dtype=DTYPES[k.dtype],
-    )
-    _run(_C.append_kv, params)
+    _run(_C.append_kv, params_of.append_kv(k, v, k_pages, v_pages, slot_mapping, k_scales, v_scales))
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:
@@ -238,90 +144,41 @@ def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -
 
 
 def rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor, eps: float, accumulate: bool) -> None:
-    num_tokens, num_heads, hidden = x.shape
-    params = _C.RmsNormParams(
-        x=x.data_ptr(),
-        residual=address(residual),
-        out=out.data_ptr(),
-        weight=weight.data_ptr(),
-        num_tokens=num_tokens,
-        x_token_stride=x.stride(0),
-        x_head_stride=x.stride(1),
-        residual_token_stride=0 if residual is None else residual.stride(0),
-        out_token_stride=out.stride(0),
-        out_head_stride=out.stride(1),
-        num_heads=num_heads,
-        hidden=hidden,
-        accumulate=accumulate,
-        eps=eps,
-        dtype=DTYPES[x.dtype],
-    )
-    _run(_C.rms_norm, params)
+    _run(_C.rms_norm, params_of.rms_norm(x, weight, residual, out, eps, accumulate))
 
 
 def rope(x: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool) -> None:
-    num_tokens, num_heads, head_dim = x.shape
-    params = _C.RopeParams(
-        x=x.data_ptr(),
-        positions=positions.data_ptr(),
-        cos_sin=cos_sin.data_ptr(),
-        num_tokens=num_tokens,
-        token_stride=x.stride(0),
-        head_stride=x.stride(1),
-        max_position=cos_sin.shape[0],
-        num_heads=num_heads,
-        head_dim=head_dim,
-        rotary_dim=cos_sin.shape[1],
-        interleaved=interleaved,
-        dtype=DTYPES[x.dtype],
-    )
-    _run(_C.rope, params)
+    _run(_C.rope, params_of.rope(x, positions, cos_sin, interleaved))
 
 
 def silu_mul(gate_up: Tensor, out: Tensor) -> None:
-    _act_mul(gate_up, out, _C.Activation.silu)
+    _run(_C.act_mul, params_of.act_mul(gate_up, out, _C.Activation.silu))
 
 
 def gelu_mul(gate_up: Tensor, out: Tensor) -> None:
-    _act_mul(gate_up, out, _C.Activation.gelu_tanh)
+    _run(_C.act_mul, params_of.act_mul(gate_up, out, _C.Activation.gelu_tanh))
 
 
-def _act_mul(gate_up: Tensor, out: Tensor, activation: _C.Activation) -> None:
-    params = _C.ActMulParams(
-        gate_up=gate_up.data_ptr(),
-        out=out.data_ptr(),
-        num_tokens=len(out),
-        gate_up_stride=gate_up.stride(0),
-        out_stride=out.stride(0),
-        intermediate=out.shape[1],
-        activation=activation,
-        dtype=DTYPES[out.dtype],
-    )
-    _run(_C.act_mul, params)
+def packed(weight: Any) -> PackedWeight:
+    """An ops.Weight as the kernels read it: packed at its first use, then kept with it."""
+    made: PackedWeight = weight.packed("cpu", lambda w: PackedWeight(w, TEAMS.get()))
+    return made
+
+
+def linear(x: Tensor, weight: Any, bias: Tensor | None, out: Tensor, accumulate: bool) -> None:
+    _run(_C.linear, params_of.linear(x, weight, packed(weight), bias, out, accumulate))
+
+
+def embed(token_ids: Tensor, weight: Any, out: Tensor, scale: float) -> None:
+    _run(_C.embed, params_of.embed(token_ids, weight, packed(weight), out, scale))
 
 
 def take_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    params = _C.TakeRowsParams(
-        x=x.data_ptr(),
-        rows=rows.data_ptr(),
-        out=out.data_ptr(),
-        num_rows=len(rows),
-        x_stride=x.stride(0),
-        out_stride=out.stride(0),
-        hidden=x.shape[1],
-    )
-    _run(_C.take_rows, params)
+    _run(_C.take_rows, params_of.take_rows(x, rows, out))
 
 
 def soft_cap(x: Tensor, cap: float) -> None:
-    params = _C.SoftCapParams(
-        x=x.data_ptr(),
-        num_tokens=len(x),
-        x_stride=x.stride(0),
-        hidden=x.shape[1],
-        cap=cap,
-    )
-    _run(_C.soft_cap, params)
+    _run(_C.soft_cap, params_of.soft_cap(x, cap))
 
 
 def sample(

@@ -90,7 +90,7 @@ class Delta:
         self.text += later.text
         self.token_ids += later.token_ids
         if later.logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *later.logprobs]
+            self.logprobs = later.logprobs if self.logprobs is None else self.logprobs + later.logprobs
         self.finish_reason, self.stop_reason, self.metrics = later.finish_reason, later.stop_reason, later.metrics
 
 
@@ -121,8 +121,10 @@ class Completion:
         self.text += delta.text
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *delta.logprobs]
-            self.cumulative_logprob = sum(entry.logprob for entry in self.logprobs)
+            if self.logprobs is None:
+                self.logprobs, self.cumulative_logprob = [], 0.0
+            self.logprobs += delta.logprobs
+            self.cumulative_logprob += sum(entry.logprob for entry in delta.logprobs)
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
             self.metrics = delta.metrics

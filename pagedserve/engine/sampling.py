@@ -85,7 +85,7 @@ class SamplingParams:
         self._integer("n", 1, MAX_COMPLETIONS)
         self._integer("logprobs", 0, MAX_LOGPROBS, optional=True)
         self._boolean("skip_special_tokens")
-        self._integer("priority", -(2**31), 2**31 - 1)
+        self._integer("priority", -1_000_000, 1_000_000)
         self._text("tenant")
         self._text("cache_salt")
         for name in ("ttft_deadline_s", "tpot_target_s", "deadline_s"):

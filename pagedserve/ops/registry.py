@@ -70,9 +70,18 @@ def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
 
 
 F32 = ("float32",)
+FLOATS = ("float32", "bfloat16", "float16")
 
 CPU_OPS: dict[str, Requirement] = {
     "copy_pages": _on_cpu(),
+    "rms_norm": _on_cpu(x=FLOATS),
+    "rope": _on_cpu(x=FLOATS),
+    "silu_mul": _on_cpu(gate_up=FLOATS),
+    "gelu_mul": _on_cpu(gate_up=FLOATS),
+    "soft_cap": _on_cpu(x=F32),
+    "linear": _on_cpu(x=F32),
+    "embed": _on_cpu(out=F32),
+    "take_rows": _on_cpu(x=F32),
     "sample": _on_cpu(logits=F32),
 }
 

@@ -64,7 +64,7 @@ class Weight:
             return Weight(format, tensor.to(dtype).contiguous())
         _check_format(format)
         _check_groups(tensor.shape[1])
-        groups = tensor.to(torch.float32).reshape(tensor.shape[0], -1, GROUP)
+        groups = tensor.to(torch.float32).reshape(tensor.shape[0], tensor.shape[1] // GROUP, GROUP)
         if format == "q8":
             scales = groups.abs().amax(dim=2) / 127
             codes = torch.round(groups / torch.where(scales == 0, 1.0, scales)[..., None])
@@ -123,7 +123,7 @@ class Weight:
             return values.to(torch.float32)
         if minimums is not None:
             values = torch.stack((values & 15, values >> 4), dim=2).flatten(1)
-        groups = values.to(torch.float32).view(len(values), -1, GROUP) * scales[..., None]
+        groups = values.to(torch.float32).reshape(*scales.shape, GROUP) * scales[..., None]
         if minimums is not None:
             groups = groups + minimums[..., None]
         return groups.flatten(1)

@@ -52,7 +52,10 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """A step computed nothing. Its sequences are computed again, or failed where they already failed alone."""
+    """A step computed nothing. Its sequences are computed again, or failed where they already failed alone.
+
+    Its swaps, copies and page writes were made before and stand: they are not planned again.
+    """
 
     t: float
     step: int
@@ -61,7 +64,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The pool has this many pages from now on."""
+    """The pool has this many pages from now on; while a step is in flight, from its end on."""
 
     t: float
     num_pages: int
@@ -75,6 +78,18 @@ class Drain:
 
 
 Event = Arrive | Abort | StepDone | StepFailed | Resize | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A step was planned here. Not an event: what a log holds beside them, so that replay plans at the same places."""
+
+    t: float
+    step: int
+    num_tokens: int
+
+
+Record = Event | Planned
 
 # Decisions
 

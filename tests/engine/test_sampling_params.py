@@ -27,7 +27,7 @@ REFUSED = [
     ("n", [0, -1, 257, True, 2.0]),
     ("logprobs", [-1, 21, True, 1.5]),
     ("skip_special_tokens", [1, None]),
-    ("priority", [1.5, True, 2**31, None]),
+    ("priority", [1.5, True, 1_000_001, None]),
     ("tenant", [None, 1, b"t"]),
     ("cache_salt", [None, 1]),
     ("ttft_deadline_s", [0, -1.0, NAN, INF, True, "1"]),

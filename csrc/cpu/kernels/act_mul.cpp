@@ -3,6 +3,7 @@
 //
 //   gate_up   [num_tokens, 2 * intermediate]   f32, f16, bf16; gate in the first half
 //   out       [num_tokens, intermediate]       the same
+//   quantized out as quantize_rows writes it   may be null; f32
 //
 // Work     each worker takes a contiguous range of slices of 256 elements
 // Traffic  gate_up and out once
@@ -10,6 +11,7 @@
 // Source   Shazeer 2020 (GLU variants); Hendrycks & Gimpel 2016 (gelu)
 // Oracle   pagedserve/backends/reference/: silu_mul, gelu_mul
 #include "../kernels.h"
+#include "quantize_row.h"
 #include "simd.h"
 
 namespace pagedserve::cpu {
@@ -50,6 +52,10 @@ void Kernels<kIsa>::act_mul(const ActMulParams& p, Worker& worker) {
         act_slice<Activation::kSilu>(gate, gate + p.intermediate, out, size);
       } else {
         act_slice<Activation::kGeluTanh>(gate, gate + p.intermediate, out, size);
+      }
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (p.quantized == nullptr) continue;
+        quantize_part(out, static_cast<int32_t>(first), size, token, tile_of(p.quantized, token, p.intermediate));
       }
     }
   });

@@ -137,15 +137,14 @@ void multiply_all(const Product& product, const LinearParams& p, int64_t num_pan
 }
 
 const QuantizedBlock* quantized(const LinearParams& p, Worker& worker) {
+  if (p.quantized != nullptr) return static_cast<const QuantizedBlock*>(p.quantized);
   const size_t bytes = static_cast<size_t>(quantized_bytes(p.num_tokens, p.in_features));
   const bool own = p.num_tokens <= kOwnQuantTokens || worker.size() == 1;
-  auto* tiles = static_cast<QuantizedBlock*>(own ? worker.scratch(bytes) : worker.shared_scratch(bytes));
-  const int64_t stride = own ? 1 : worker.size();
-  for (int64_t token = own ? 0 : worker.rank(); token < p.num_tokens; token += stride) {
-    quantize_row(p.x + token * p.x_stride, p.in_features, token, tiles);
-  }
+  void* tiles = own ? worker.scratch(bytes) : worker.shared_scratch(bytes);
+  const QuantizeRowsParams rows{p.x, tiles, p.num_tokens, p.x_stride, p.in_features};
+  quantize_rows_of(rows, own ? Range{0, p.num_tokens} : worker.share(p.num_tokens));
   if (!own) worker.barrier();
-  return tiles;
+  return static_cast<const QuantizedBlock*>(tiles);
 }
 
 template <WeightFormat format>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// quantize_row.h: writes one token's row as quantized_rows.h lays it out. Every instruction set gives the same bits.
+// quantize_row.h: writes tokens' rows as quantized_rows.h lays it out. Every instruction set gives the same bits.
 #pragma once
 
 #include "../quantized_rows.h"
+#include "../team.h"
 #include "simd.h"
 
 namespace pagedserve::cpu {
@@ -74,12 +75,21 @@ inline void quantize_block(const float* x, QuantizedBlock& to, int slot) {
 
 #endif
 
-// x [width], width a multiple of 32; `tiles` holds the rows of all tokens.
-inline void quantize_row(const float* x, int32_t width, int64_t token, QuantizedBlock* tiles) {
-  const int64_t blocks = width / kBlock;
-  QuantizedBlock* to = tiles + token / kTileTokens * blocks;
-  for (int64_t block = 0; block < blocks; ++block) {
-    quantize_block(x + block * kBlock, to[block], static_cast<int>(token % kTileTokens));
+// Where a token's first block lies.
+inline QuantizedBlock* tile_of(void* quantized, int64_t token, int32_t width) {
+  return static_cast<QuantizedBlock*>(quantized) + token / kTileTokens * (width / kBlock);
+}
+
+// x [size], elements `first` and on of a token's row; both multiples of 32.
+inline void quantize_part(const float* x, int32_t first, int32_t size, int64_t token, QuantizedBlock* tile) {
+  for (int32_t i = 0; i < size; i += kBlock) {
+    quantize_block(x + i, tile[(first + i) / kBlock], static_cast<int>(token % kTileTokens));
+  }
+}
+
+inline void quantize_rows_of(const QuantizeRowsParams& p, Range tokens) {
+  for (int64_t token = tokens.begin; token < tokens.end; ++token) {
+    quantize_part(p.x + token * p.x_stride, 0, p.width, token, tile_of(p.quantized, token, p.width));
   }
 }
 

@@ -3,6 +3,7 @@
 //
 //   x, residual, out   [num_tokens, num_heads, hidden]   f32, f16, bf16
 //   weight             [hidden]                          f32
+//   quantized          out as quantize_rows writes it    may be null; f32 with num_heads 1
 //
 // Work     each worker takes a contiguous range of (token, head) rows
 // Sums     four f32 vectors of squares, in an order fixed by hidden alone; a residual's sum is rounded to its dtype
@@ -12,6 +13,7 @@
 // Source   Zhang & Sennrich 2019
 // Oracle   pagedserve/backends/reference/: rms_norm
 #include "../kernels.h"
+#include "quantize_row.h"
 #include "simd.h"
 
 namespace pagedserve::cpu {
@@ -72,6 +74,9 @@ void Kernels<kIsa>::rms_norm(const RmsNormParams& p, Worker& worker) {
         x = residual;
       }
       norm_row(p, x, out);
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (p.quantized != nullptr) quantize_part(out, 0, p.hidden, token, tile_of(p.quantized, token, p.hidden));
+      }
     }
   });
 }

@@ -12,12 +12,15 @@ GROUP = 32  # elements that share a scale
 def quantise_activations(x: Tensor) -> Tensor:
     """x as the product with q8 and q4 weights sees it: int8 codes times a scale per 32 elements, multiplied out.
 
-    scale = amax / 127, codes rounded to nearest even; a group of zeros stays zeros.
+    scale = amax / 127 and codes = x / scale rounded to nearest even, both in float32 whatever x is. A scale below the
+    smallest normal number gives zeros; an infinity or NaN gives NaN for its whole group.
     """
-    groups = x.reshape(x.shape[0], -1, GROUP)
+    groups = x.to(torch.float32).unflatten(1, (-1, GROUP))
     scale = groups.abs().amax(dim=2, keepdim=True) / 127
-    codes = torch.round(groups / torch.where(scale == 0, 1.0, scale))
-    return (codes * scale).reshape(x.shape)
+    scale = torch.where(torch.isfinite(scale), scale, torch.nan)
+    tiny = scale < torch.finfo(torch.float32).tiny
+    codes = torch.round(groups / scale).masked_fill(tiny, 0)
+    return (codes.to(x.dtype) * scale.masked_fill(tiny, 0).to(x.dtype)).flatten(1)
 
 
 def linear(x: Tensor, weight: Any, bias: Tensor | None, out: Tensor, accumulate: bool) -> None:

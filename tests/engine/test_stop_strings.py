@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stop strings against a plain-string oracle, wherever the pieces are cut."""
 
+from engine_fakes import stopped
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedserve.engine.stopping import StopMatcher
-
-
-def oracle(text: str, stops: list[str], armed_from: int = 0) -> tuple[str, str | None]:
-    """Try every prefix of the text, the shortest first; at each, the longest stop string first."""
-    for end in range(armed_from + 1, len(text) + 1):
-        for stop in sorted(stops, key=len, reverse=True):
-            if text[:end].endswith(stop):
-                return text[: end - len(stop)], stop
-    return text, None
 
 
 def run(pieces: list[str], stops: list[str], unarmed: int = 0) -> tuple[str, str | None, list[str]]:
@@ -40,13 +32,13 @@ stop_lists = st.lists(st.text(alphabet="ab", min_size=1, max_size=6), min_size=1
 @given(pieces, stop_lists)
 def test_equals_plain_search_however_the_text_is_cut(cut, stops):
     text, found, _ = run(cut, stops)
-    assert (text, found) == oracle("".join(cut), stops)
+    assert (text, found) == stopped("".join(cut), stops)
 
 
 @given(pieces, stop_lists, st.integers(0, 20))
 def test_unarmed_pieces_never_stop_but_are_remembered(cut, stops, unarmed):
     text, found, _ = run(cut, stops, unarmed)
-    assert (text, found) == oracle("".join(cut), stops, armed_from=len("".join(cut[:unarmed])))
+    assert (text, found) == stopped("".join(cut), stops, armed_from=len("".join(cut[:unarmed])))
 
 
 @given(few_letters, stop_lists)
@@ -65,7 +57,7 @@ def test_nothing_is_held_that_cannot_become_a_stop_string(text, stops):
 
 @given(st.text(max_size=20), st.text(min_size=1, max_size=3))
 def test_any_alphabet(text, stop):
-    assert run(list(text), [stop])[:2] == oracle(text, [stop])
+    assert run(list(text), [stop])[:2] == stopped(text, [stop])
 
 
 def test_a_stop_string_over_three_pieces_is_cut_out():

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// program.h: a model's step, recorded once as a list of params structs and replayed by one team.
+//
+// A run enters one parallel region. Ops follow each other with a barrier between them; a run of small ops is done by
+// one thread alone, which costs less than the barriers it saves. A program may not run on two threads at once: the
+// counts of a run are written into its params.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pagedserve::cpu {
+
+struct StepCounts {
+  int64_t tokens, seqs, rows;
+};
+
+// Which count says how many rows an op works on. Attention takes seqs, whatever its Per.
+enum class Per : int32_t { kToken, kRow };
+
+class Program {
+ public:
+  using Params = std::variant<EmbedParams, RmsNormParams, QuantizeRowsParams, LinearParams, RopeParams, AppendKvParams,
+                              PagedAttentionParams, ActMulParams, TakeRowsParams, SoftCapParams>;
+  struct Timing {
+    std::string name;
+    int64_t calls, ns;
+  };
+
+  explicit Program(Isa isa) : kernels_(kernels(isa)) {}
+
+  // Pointers must stay valid as long as the program runs; counts in params are overwritten.
+  void add(const Params& params, Per per) { ops_.push_back({params, per}); }
+  void run(Team& team, const StepCounts& counts);
+
+  // Time of each kind of op on the first thread, its wait for the others included, since profiling began.
+  void start_profile();
+  std::vector<Timing> profile() const;
+
+ private:
+  struct Op {
+    Params params;
+    Per per;
+    int64_t calls = 0, ns = 0;
+  };
+  struct Group {
+    size_t begin, end;
+    bool alone;  // by one thread, no barrier inside
+  };
+
+  void group(const StepCounts& counts);
+  void call(Op& op, Worker& worker);
+
+  const KernelTable& kernels_;
+  std::vector<Op> ops_;
+  std::vector<Group> groups_;
+  Team alone_{1};
+  bool profiling_ = false;
+};
+
+}  // namespace pagedserve::cpu

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A StepPlan becomes the step's input arrays, the step's logits become tokens.
+
+Decodes are laid out by whole-array operations on persistent arrays; Python loops over what changed (page
+writes, prompt chunks, rows that came or moved), not over what runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pagedserve import ops
+from pagedserve.cache import KVPool
+from pagedserve.engine.requests import CompletionState, StepTokens
+from pagedserve.engine.rows import Rows, SampleBatch
+from pagedserve.ops.step import Step
+from pagedserve.scheduling.events import StepPlan
+
+
+class ModelRunner:
+    """Computes steps of one model on one pool. One thread at a time.
+
+    Args:
+        step: the model's recorded forward.
+        pool: the pages it attends to.
+        max_len: tokens of a sequence at most.
+        backend: of ops.sample.
+    """
+
+    def __init__(self, step: Step, pool: KVPool, *, max_len: int, backend: str = "auto") -> None:
+        self._step = step
+        self._pool = pool
+        self._page_size = pool.page_size
+        self._backend = backend
+        inputs = step.inputs
+        self._token_ids = inputs.token_ids.numpy()
+        self._positions = inputs.positions.numpy()
+        self._slots = inputs.slot_mapping.numpy()
+        self._q_starts = inputs.q_starts.numpy()
+        self._kv_lens = inputs.kv_lens.numpy()
+        self._page_table = inputs.page_table.numpy()
+        self._logit_rows = inputs.logit_rows.numpy()
+        max_seqs = len(self._kv_lens)
+        self._rows = Rows(max_seqs, max_len)
+        self._counts = np.zeros(max_seqs, np.int32)
+        self._decodes: tuple[object, object, np.ndarray] = (None, None, np.zeros(0, np.int64))
+        self._decode_batch: SampleBatch | None = None
+
+    def add(self, completion: CompletionState) -> None:
+        """Take on a sequence before its first step."""
+        self._rows.add(completion)
+
+    def forget(self, id: str) -> None:
+        """Let go of a sequence that takes part in no further step."""
+        self._rows.forget(id)
+
+    def prepare(self, plan: StepPlan) -> None:
+        """Move rows and pages as the plan says. If this raises, the pages are no longer what the scheduler thinks."""
+        self._place(plan)
+        if plan.swap_out:
+            self._pool.swap_out(plan.swap_out)
+        if plan.copies:
+            self._pool.copy(plan.copies)
+        if plan.swap_in:
+            self._pool.swap_in(plan.swap_in)
+        for row, index, page in plan.page_writes:
+            self._page_table[row, index] = page
+
+    def run(self, plan: StepPlan) -> StepTokens:
+        """Compute the step that was prepared.
+
+        Returns:
+            the sampled tokens, in the order of StepDone.
+
+        Raises:
+            whatever the model or the sampler raises; then nothing counts as computed, and the same tokens may
+            be planned again.
+        """
+        num_tokens, num_seqs, sampling = self._lay_out(plan, self._decodes[2])
+        logits = self._step.run(num_tokens, num_seqs, len(sampling))
+        if not len(sampling):
+            return StepTokens([])
+        return self._sample(plan, logits, sampling)
+
+    def _place(self, plan: StepPlan) -> None:
+        """Put everybody in the row the plan gives."""
+        rows, ids, _ = self._decodes
+        if rows is not plan.decode_rows or ids is not plan.decode_ids:
+            decode_rows = np.fromiter(plan.decode_rows, np.int64, len(plan.decode_rows))
+            self._decodes = (plan.decode_rows, plan.decode_ids, decode_rows)
+            self._decode_batch = None
+            for id, row in zip(plan.decode_ids, plan.decode_rows, strict=True):
+                self._rows.place(id, row)
+        for chunk in plan.chunks:
+            self._rows.place(chunk.id, chunk.row)
+
+    def _lay_out(self, plan: StepPlan, decode_rows: np.ndarray) -> tuple[int, int, np.ndarray]:
+        """Fill the step's inputs: num_tokens, num_seqs, and the rows that sample, in the plan's order."""
+        counts, q_starts, kv_lens = self._counts, self._q_starts, self._kv_lens
+        counts[:] = 0
+        counts[decode_rows] = 1
+        for chunk in plan.chunks:
+            counts[chunk.row] = chunk.num_tokens
+        np.cumsum(counts, out=q_starts[1:])
+        kv_lens[:] = 0
+
+        places = q_starts[decode_rows]
+        last = self._rows.lengths[decode_rows] - 1
+        self._token_ids[places] = self._rows.tokens[decode_rows, last]
+        self._positions[places] = last
+        page, offset = np.divmod(last, self._page_size)
+        self._slots[places] = self._page_table[decode_rows, page].astype(np.int64) * self._page_size + offset
+        kv_lens[decode_rows] = last + 1
+        num_rows = len(decode_rows)
+        self._logit_rows[:num_rows] = places
+
+        sampling = []
+        for chunk in plan.chunks:
+            begin, end = q_starts[chunk.row], q_starts[chunk.row + 1]
+            positions = np.arange(chunk.start, chunk.start + chunk.num_tokens)
+            self._token_ids[begin:end] = self._rows.tokens[chunk.row, positions[0] : positions[-1] + 1]
+            self._positions[begin:end] = positions
+            pages = self._page_table[chunk.row, positions // self._page_size].astype(np.int64)
+            self._slots[begin:end] = pages * self._page_size + positions % self._page_size
+            kv_lens[chunk.row] = positions[-1] + 1
+            if chunk.samples:
+                self._logit_rows[num_rows + len(sampling)] = end - 1
+                sampling.append(chunk.row)
+        num_seqs = int(np.flatnonzero(counts)[-1]) + 1
+        rows = np.concatenate((decode_rows, np.asarray(sampling, np.int64))) if sampling else decode_rows
+        return int(q_starts[num_seqs]), num_seqs, rows
+
+    def _sample(self, plan: StepPlan, logits: torch.Tensor, sampling: np.ndarray) -> StepTokens:
+        rows = self._rows
+        if sampling is self._decodes[2]:
+            batch = self._decode_batch = self._decode_batch or rows.batch(sampling)
+        else:
+            batch = rows.batch(sampling)
+        if batch.masked:
+            rows.mask_stops(batch, logits)
+        history, history_starts, output_starts = rows.history(batch)
+        sampled = ops.sample(
+            logits,
+            **batch.parameters,
+            offsets=torch.from_numpy(rows.lengths[sampling]),
+            history=history,
+            history_starts=history_starts,
+            output_starts=output_starts,
+            num_top=max(batch.num_top, 0),
+            backend=self._backend,
+        )
+        tokens = sampled.tokens.numpy()
+        step = StepTokens(tokens.tolist())
+        if min(step.tokens) < 0:
+            ids = [*plan.decode_ids, *(chunk.id for chunk in plan.chunks if chunk.samples)]
+            step.failed = tuple(id for id, token in zip(ids, step.tokens, strict=True) if token < 0)
+            rows.append(sampling[tokens >= 0], tokens[tokens >= 0])
+        else:
+            rows.append(sampling, tokens)
+        if batch.num_top >= 0:
+            step.logprobs = sampled.logprobs.numpy()
+        if batch.num_top > 0:
+            step.top_tokens, step.top_logprobs = sampled.top_tokens.numpy(), sampled.top_logprobs.numpy()
+        return step
