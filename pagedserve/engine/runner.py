@@ -7,15 +7,29 @@ writes, prompt chunks, rows that came or moved), not over what runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from pagedserve import ops
-from pagedserve.cache import KVPool
 from pagedserve.engine.requests import CompletionState, StepTokens
 from pagedserve.engine.rows import Rows, SampleBatch
 from pagedserve.ops.step import Step
 from pagedserve.scheduling.events import StepPlan
+
+
+class Pages(Protocol):
+    """What the runner needs of cache.KVPool."""
+
+    page_size: int
+
+    def swap_out(self, pairs: Sequence[tuple[int, int]]) -> None: ...
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None: ...
+
+    def swap_in(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
 
 class ModelRunner:
@@ -28,7 +42,7 @@ class ModelRunner:
         backend: of ops.sample.
     """
 
-    def __init__(self, step: Step, pool: KVPool, *, max_len: int, backend: str = "auto") -> None:
+    def __init__(self, step: Step, pool: Pages, *, max_len: int, backend: str = "auto") -> None:
         self._step = step
         self._pool = pool
         self._page_size = pool.page_size
