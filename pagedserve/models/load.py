@@ -14,14 +14,12 @@ from pagedserve.models.config_gguf import from_gguf
 from pagedserve.models.config_huggingface import from_huggingface, read_json
 from pagedserve.models.gguf_file import GgufFile
 from pagedserve.models.llama import Llama
-from pagedserve.models.quant import rounded
 from pagedserve.models.safetensors_file import SafetensorsFolder
 from pagedserve.models.tokenizer import Tokenizer
 from pagedserve.models.tokenizer_gguf import tokenizer_from_gguf
 from pagedserve.models.tokenizer_huggingface import tokenizer_from_folder
-from pagedserve.models.weights import Convert, ModelWeights, Progress, WeightSource, read_weights
+from pagedserve.models.weights import ChooseFormat, ModelWeights, Progress, WeightSource, read_weights
 from pagedserve.models.weights_gguf import GgufWeights
-from pagedserve.ops import Weight
 
 DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 QUANTIZATIONS = ("q8", "q4")
@@ -80,7 +78,7 @@ def load_model(
 
     Cost: reads the file once, memory-mapped; holds the weights plus one matrix.
     """
-    convert = _conversion(dtype, quantize)
+    choose_format = _format_chooser(dtype, quantize)
     path = Path(path_or_name)
     name = path.stem if path.is_file() else path.name
     if not path.exists():
@@ -95,7 +93,7 @@ def load_model(
         config = from_gguf(file)
         tokenizer = tokenizer_from_gguf(file)
         source = GgufWeights(file, config)
-    weights = read_weights(config, source, convert, progress or (lambda done, total: None))
+    weights = read_weights(config, source, choose_format, progress or (lambda done, total: None))
     weight_bytes = sum(weight.nbytes for weight in weights.matrices())
     return LoadedModel(name, config, Llama(config, weights), tokenizer, weight_bytes, _precision(weights))
 
@@ -120,7 +118,7 @@ def find_model(name: str) -> Path:
     raise ModelError(f"{name} is in the package {known.package}, which is not installed: {known.install}")
 
 
-def _conversion(dtype: str, quantize: str | None) -> Convert:
+def _format_chooser(dtype: str, quantize: str | None) -> ChooseFormat:
     if dtype not in DTYPES:
         raise InvalidInput(f"dtype is {dtype!r}; supported: {', '.join(DTYPES)}")
     if quantize is not None and quantize not in QUANTIZATIONS:
@@ -128,13 +126,12 @@ def _conversion(dtype: str, quantize: str | None) -> Convert:
     if quantize is not None and dtype != "auto":
         raise InvalidInput(f"dtype {dtype!r} and quantize {quantize!r} are both given; give one of them")
 
-    def convert(name: str, weight: Weight) -> Weight:
-        wanted = quantize or DTYPES[dtype]
-        if wanted == "q4" and name in ("embedding", "output"):
-            wanted = "q8"
-        return weight if wanted in (None, weight.format) else rounded(weight, wanted)
+    def choose(name: str) -> str | None:
+        if quantize == "q4" and name in ("embedding", "output"):
+            return "q8"
+        return quantize or DTYPES[dtype]
 
-    return convert
+    return choose
 
 
 def _precision(weights: ModelWeights) -> str:

@@ -8,6 +8,8 @@
     Q5_1, Q5_K        q8      rounded once more: they have a minimum, q8 has none
     Q2_K, Q3_K, Q6_K  q8      rounded once more: a scale per 16 elements
 
+Any of them can be had as f32, which holds the same numbers, or rounded to another format.
+
 Source: ggml's block layouts; the gguf package's dequantisers for the last two rows.
 Oracle: gguf.quants.dequantize, tests/models/test_quant.py.
 """
@@ -27,18 +29,20 @@ from pagedserve.ops import Weight
 _ROWS_AT_ONCE = 4096  # of a tensor that goes by way of float32, to bound what that takes
 
 
-def read_weight(file: GgufFile, name: str, rows: np.ndarray | None = None) -> Weight:
-    """A two-dimensional tensor of the file as a Weight of the nearest format, the numbers as the table above says.
+def read_weight(file: GgufFile, name: str, format: str | None = None, rows: np.ndarray | None = None) -> Weight:
+    """A two-dimensional tensor of the file as a Weight.
 
-    rows: its rows in another order.
+    Args:
+        format: of the Weight, rounded once from the file's own numbers; None: as the table above says.
+        rows: its rows in another order.
     """
     kind, data = file.tensors[name].type.name, file.data(name)
     if rows is not None:
         data = data[rows]
     if kind in _EXACT:
-        return _EXACT[kind](data)
+        return in_format(_EXACT[kind](data), format)
     chunks = [data[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(data), _ROWS_AT_ONCE)]
-    return Weight.cat([Weight.from_dense(_dequantised(chunk, kind), "q8") for chunk in chunks])
+    return Weight.cat([Weight.from_dense(_dequantised(chunk, kind), format or "q8") for chunk in chunks])
 
 
 def read_vector(file: GgufFile, name: str) -> Tensor:
@@ -46,8 +50,13 @@ def read_vector(file: GgufFile, name: str) -> Tensor:
     return _EXACT[file.tensors[name].type.name](file.data(name)).dense()[0]
 
 
-def rounded(weight: Weight, format: str) -> Weight:
-    """The weight in another format; a few rows at a time, so that it never stands whole in float32 beside itself."""
+def in_format(weight: Weight, format: str | None) -> Weight:
+    """The weight rounded to a format; itself where it has that format, or none is asked for.
+
+    A few rows at a time, so that it never stands whole in float32 beside itself.
+    """
+    if format in (None, weight.format):
+        return weight
     chunks = torch.arange(weight.out_features).split(_ROWS_AT_ONCE)
     return Weight.cat([Weight.from_dense(weight.rows(rows), format) for rows in chunks])
 

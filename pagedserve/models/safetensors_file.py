@@ -13,6 +13,7 @@ from pagedserve.errors import ModelError
 from pagedserve.models.config import ModelConfig
 from pagedserve.models.config_huggingface import read_json
 from pagedserve.models.extras import optional
+from pagedserve.models.quant import in_format
 from pagedserve.ops import Weight
 
 _DTYPES = {"F32": "f32", "F16": "f32", "BF16": "bf16"}
@@ -98,9 +99,9 @@ class SafetensorsFolder:
                 raise ModelError(f"{path}: cannot be read as safetensors: {error}") from None
         return self._shards[shard]
 
-    def matrix(self, name: str, out_features: int, in_features: int) -> Weight:
+    def matrix(self, name: str, out_features: int, in_features: int, format: str | None) -> Weight:
         tensor, dtype = self._read(name, (out_features, in_features))
-        return Weight.from_dense(tensor, _DTYPES[dtype])
+        return in_format(Weight.from_dense(tensor, _DTYPES[dtype]), format)
 
     def vector(self, name: str, size: int) -> Tensor:
         vector = self._read(name, (size,))[0].to(torch.float32)

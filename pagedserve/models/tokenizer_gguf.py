@@ -162,9 +162,9 @@ def merges_by_score(
         if not math.isfinite(score):
             raise ModelError(f"the score of token {index} is {score}; a finite number is expected")
         for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                merges.append((-score, -cut, index, left, right))
+            left = token[:cut]
+            if left in vocab and token[cut:] in vocab:
+                merges.append((-score, -cut, index, left, token[cut:]))
     merges.sort()
     return [(left, right) for *_, left, right in merges]
 

@@ -14,20 +14,23 @@ from torch import Tensor
 from pagedserve.models.config import ModelConfig
 from pagedserve.ops import Buffer, StepBuilder, Weight
 
-Convert = Callable[[str, Weight], Weight]
+ChooseFormat = Callable[[str], str | None]
 Progress = Callable[[int, int], None]
 
 
 class WeightSource(Protocol):
-    """A file of weights. Names are pagedserve's own: "embedding", "output", "output_norm", and "layers.3.q" with parts
-    q k v o gate up down, their biases ("q_bias"), and the norms attention_norm q_norm k_norm post_attention_norm
-    mlp_norm post_mlp_norm. Each raises ModelError where the file has no such tensor, or one of another shape.
+    """A file of weights, by pagedserve's own names.
+
+    "embedding", "output", "output_norm"; and of a layer, such as "layers.3.q": the matrices q k v o gate up down, their
+    biases ("q_bias"), and the norms attention_norm q_norm k_norm post_attention_norm mlp_norm post_mlp_norm. Each
+    raises ModelError where the file has no such tensor, or one of another shape. A matrix comes in the file's own
+    format where none is named.
     """
 
     total_bytes: int
     read_bytes: int
 
-    def matrix(self, name: str, out_features: int, in_features: int) -> Weight: ...
+    def matrix(self, name: str, out_features: int, in_features: int, format: str | None) -> Weight: ...
     def vector(self, name: str, size: int) -> Tensor: ...
     def finish(self) -> None:
         """Refuses tensors that nobody asked for: a model that has them is not the model that was built."""
@@ -95,11 +98,13 @@ class ModelWeights:
         return [self.embedding, *of_layers, *([] if self.output is self.embedding else [self.output])]
 
 
-def read_weights(config: ModelConfig, source: WeightSource, convert: Convert, progress: Progress) -> ModelWeights:
+def read_weights(
+    config: ModelConfig, source: WeightSource, choose_format: ChooseFormat, progress: Progress
+) -> ModelWeights:
     """Reads a whole model, layer by layer.
 
     Args:
-        convert: what becomes of each matrix, by its name.
+        choose_format: the format of each matrix by its name; None for the file's own.
         progress: called with bytes read and bytes in all.
 
     Raises:
@@ -107,7 +112,7 @@ def read_weights(config: ModelConfig, source: WeightSource, convert: Convert, pr
     """
 
     def matrix(name: str, out_features: int, in_features: int) -> Weight:
-        weight = convert(name, source.matrix(name, out_features, in_features))
+        weight = source.matrix(name, out_features, in_features, choose_format(name))
         progress(source.read_bytes, source.total_bytes)
         return weight
 

@@ -56,8 +56,9 @@ class GgufWeights:
         self.total_bytes = sum(tensor.num_bytes for tensor in file.tensors.values())
         self.read_bytes = 0
 
-    def matrix(self, name: str, out_features: int, in_features: int) -> Weight:
-        return read_weight(self._file, self._found(name, (out_features, in_features)), self._row_order(name))
+    def matrix(self, name: str, out_features: int, in_features: int, format: str | None) -> Weight:
+        found = self._found(name, (out_features, in_features))
+        return read_weight(self._file, found, format, self._row_order(name))
 
     def vector(self, name: str, size: int) -> Tensor:
         found = self._found(name, (size,))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from model_tools import Runner
 
 from pagedserve.errors import InvalidInput, ModelError
 from pagedserve.models.config_huggingface import from_huggingface, read_json
@@ -12,13 +13,12 @@ from pagedserve.models.llama import Llama
 from pagedserve.models.load import load_model
 from pagedserve.models.safetensors_file import SafetensorsFolder
 from pagedserve.models.weights import read_weights
-from pagedserve.ops import KVLayer, StepLimits, Weight, step_builder
+from pagedserve.ops import KVLayer, StepLimits, step_builder
 
 transformers = pytest.importorskip("transformers")
 
 BACKENDS = ["reference"]
 NUM_TOKENS = 45
-PAGE_SIZE = 4
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 96,
@@ -71,37 +71,8 @@ def make_theirs(name: str, folder):
 
 def read_model(folder) -> Llama:
     config = from_huggingface(read_json(folder / "config.json"))
-    weights = read_weights(config, SafetensorsFolder(folder, config), lambda name, weight: weight, lambda *_: None)
+    weights = read_weights(config, SafetensorsFolder(folder, config), lambda name: None, lambda *_: None)
     return Llama(config, weights)
-
-
-class Runner:
-    """Runs a model's step on pages that are NaN until written, in an order of pages that is not theirs."""
-
-    def __init__(self, model: Llama, backend: str, *, num_seqs: int = 1, max_len: int = 64, max_rows: int = 64) -> None:
-        config, max_pages = model.config, -(-max_len // PAGE_SIZE)
-        num_pages = num_seqs * max_pages
-        shape = (num_pages, PAGE_SIZE, config.num_kv_heads, config.head_dim)
-        layers = [KVLayer(torch.full(shape, torch.nan), torch.full(shape, torch.nan)) for _ in range(config.num_layers)]
-        limits = StepLimits(max_tokens=num_seqs * max_len, max_seqs=num_seqs, max_pages=max_pages, max_rows=max_rows)
-        self.step = model.build(step_builder(backend, limits), layers)
-        order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(1))
-        self.step.inputs.page_table.copy_(order.view(num_seqs, max_pages))
-
-    def run(self, *chunks: tuple[int, list[int]]) -> torch.Tensor:
-        """One chunk a sequence, (start, token ids). Returns logits [tokens of all chunks, vocab_size]."""
-        inputs, at = self.step.inputs, 0
-        for row, (start, token_ids) in enumerate(chunks):
-            positions = torch.arange(start, start + len(token_ids))
-            tokens = slice(at, at + len(token_ids))
-            inputs.token_ids[tokens] = torch.tensor(token_ids, dtype=torch.int32)
-            inputs.positions[tokens] = positions.int()
-            pages = inputs.page_table[row, positions // PAGE_SIZE].long()
-            inputs.slot_mapping[tokens] = pages * PAGE_SIZE + positions % PAGE_SIZE
-            inputs.q_starts[row + 1] = at = tokens.stop
-            inputs.kv_lens[row] = start + len(token_ids)
-        inputs.logit_rows[:at] = torch.arange(at, dtype=torch.int32)
-        return self.step.run(at, len(chunks), at).clone()
 
 
 def random_ids(seed: int, count: int = NUM_TOKENS) -> list[int]:
@@ -160,7 +131,7 @@ def test_every_feature_of_a_family_matters(tmp_path):
     ):
         config = from_huggingface({**values, **change})
         source = SafetensorsFolder(folder, config)
-        model = Llama(config, read_weights(config, source, lambda name, weight: weight, lambda *_: None))
+        model = Llama(config, read_weights(config, source, lambda name: None, lambda *_: None))
         assert relative_error(Runner(model, "reference").run((0, random_ids(0))), expected) > 1e-3, change
 
 
@@ -169,10 +140,10 @@ def test_formats_that_differ_are_multiplied_apart(tmp_path):
     theirs = make_theirs("qwen2", tmp_path)
     config = from_huggingface(read_json(tmp_path / "config.json"))
 
-    def convert(name: str, weight: Weight) -> Weight:
-        return Weight.from_dense(weight.dense(), "bf16") if name.endswith((".q", ".k", ".gate")) else weight
+    def choose(name: str) -> str | None:
+        return "bf16" if name.endswith((".q", ".k", ".gate")) else None
 
-    model = Llama(config, read_weights(config, SafetensorsFolder(tmp_path, config), convert, lambda *_: None))
+    model = Llama(config, read_weights(config, SafetensorsFolder(tmp_path, config), choose, lambda *_: None))
     assert [weight.format for weight in model.weights.layers[0].qkv.weights] == ["bf16", "f32"]
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -185,7 +156,7 @@ def test_formats_that_differ_are_multiplied_apart(tmp_path):
 def test_pages_of_another_model_are_refused(tmp_path):
     make_theirs("mistral", tmp_path)
     model = read_model(tmp_path)
-    pages = torch.zeros(4, PAGE_SIZE, 2, 24)
+    pages = torch.zeros(4, 4, 2, 24)
     with pytest.raises(InvalidInput, match=r"this model has 3 of \(2, 16\)"):
         model.build(step_builder("reference", StepLimits(8, 1, 4, 8)), [KVLayer(pages, pages)] * 3)
 

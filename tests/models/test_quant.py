@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pagedserve.models.gguf_file import TENSOR_TYPES, GgufFile
-from pagedserve.models.quant import read_vector, read_weight, rounded
+from pagedserve.models.quant import in_format, read_vector, read_weight
 from pagedserve.models.weights_gguf import GgufWeights
 from pagedserve.ops import Weight
 
@@ -47,9 +47,9 @@ def random_bytes(kind: str, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def read(make_gguf):
-    def read(data: np.ndarray, kind: str) -> Weight:
+    def read(data: np.ndarray, kind: str, format: str | None = None) -> Weight:
         tensor = (data, gguf.GGMLQuantizationType[kind])
-        return read_weight(GgufFile(make_gguf(tensors={"x": tensor})), "x")
+        return read_weight(GgufFile(make_gguf(tensors={"x": tensor})), "x", format)
 
     return read
 
@@ -66,6 +66,7 @@ def test_it_agrees_with_the_gguf_package(kind, seed, read):
         # One f32 rounding of scale * code + minimum, of terms up to 15 * 63 * scale each for Q4_K.
         assert bool((error <= 2e-7 * expected.abs().max()).all())
     else:
+        assert torch.equal(read(data, kind, "f32").dense(), expected)
         groups = expected.view(SHAPE[0], -1, 32).abs().amax(dim=2, keepdim=True)
         assert bool((error.view(SHAPE[0], -1, 32) <= groups / 254 * 1.0001).all())
 
@@ -93,7 +94,7 @@ def test_rows_can_be_read_in_another_order(make_gguf):
     data = random_bytes("Q4_1", 4)
     file = GgufFile(make_gguf(tensors={"x": (data, gguf.GGMLQuantizationType.Q4_1)}))
     order = np.array([3, 1, 4, 0, 2])
-    assert torch.equal(read_weight(file, "x", order).dense(), read_weight(file, "x").dense()[order])
+    assert torch.equal(read_weight(file, "x", rows=order).dense(), read_weight(file, "x").dense()[order])
 
 
 def test_a_vector_is_dense(make_gguf):
@@ -108,7 +109,7 @@ def test_llama_rows_are_put_back(make_gguf):
 
     rows = np.repeat(np.arange(16, dtype=np.float32)[:, None], 32, axis=1)
     file = GgufFile(make_gguf(tensors={"blk.0.attn_k.weight": (rows, None)}))
-    weight = GgufWeights(file, from_gguf(file)).matrix("layers.0.k", 16, 32)
+    weight = GgufWeights(file, from_gguf(file)).matrix("layers.0.k", 16, 32, None)
     first_head = [0, 2, 4, 6, 1, 3, 5, 7]
     assert weight.dense()[:, 0].tolist() == [*first_head, *(8 + row for row in first_head)]
 
@@ -117,5 +118,5 @@ def test_llama_rows_are_put_back(make_gguf):
 def test_rounding_in_chunks_is_rounding(format):
     dense = torch.randn(4097 + 5, 32, generator=torch.Generator().manual_seed(0))
     whole = Weight.from_dense(dense, format)
-    for mine, theirs in zip(rounded(Weight("f32", dense), format).tensors(), whole.tensors(), strict=True):
+    for mine, theirs in zip(in_format(Weight("f32", dense), format).tensors(), whole.tensors(), strict=True):
         assert torch.equal(mine, theirs)

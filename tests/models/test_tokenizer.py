@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_tools import METADATA, tiny_tensors, write_gguf
 
 from pagedserve.errors import InvalidInput, ModelError
 from pagedserve.models.chat_template import ChatTemplate
@@ -239,8 +240,6 @@ def test_sentence_piece_merges_by_score(text, sentence_piece):
 
 @pytest.fixture(scope="module")
 def sentence_piece(tmp_path_factory):
-    from conftest import METADATA, tiny_tensors, write_gguf
-
     path = tmp_path_factory.mktemp("spm") / "spm.gguf"
     return tokenizer_from_gguf(GgufFile(write_gguf(path, {**METADATA, **SENTENCE_PIECE_METADATA}, tiny_tensors())))
 
