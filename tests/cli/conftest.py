@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli_fakes import FakeAsyncEngine, FakeLLM
 
 from pagedserve.cli import serving
-from tests.cli.fakes import FakeAsyncEngine, FakeLLM
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
 def fake_program() -> list[str]:
     """A command that is `pagedserve` with fakes in the engine's place, for tests of signals and pipes."""
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         "from pagedserve.cli import main, serving\n"
-        "from tests.cli.fakes import FakeAsyncEngine, FakeLLM\n"
+        "from cli_fakes import FakeAsyncEngine, FakeLLM\n"
         "serving.open_llm, serving.open_async_engine = FakeLLM, FakeAsyncEngine\n"
         "raise SystemExit(main())\n"
     )

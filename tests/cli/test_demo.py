@@ -7,6 +7,7 @@ import asyncio
 import json
 
 import pytest
+from cli_fakes import FakeAsyncEngine
 
 from pagedserve.cli import main, report
 from pagedserve.cli.console import duration, plain_table, size
@@ -15,7 +16,6 @@ from pagedserve.cli.measure import Answer, Phase, Sample, percentile, run_phase
 from pagedserve.cli.plot import save_plot
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS
 from pagedserve.engine.sampling import SamplingParams
-from tests.cli.fakes import FakeAsyncEngine
 
 PNG_HEAD = b"\x89PNG\r\n"
 
