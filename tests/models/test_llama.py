@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from model_tools import Runner
 
 from pagedserve.errors import InvalidInput, ModelError
 from pagedserve.models.config_huggingface import from_huggingface, read_json
@@ -14,6 +13,7 @@ from pagedserve.models.load import load_model
 from pagedserve.models.safetensors_file import SafetensorsFolder
 from pagedserve.models.weights import read_weights
 from pagedserve.ops import KVLayer, StepLimits, step_builder
+from tests.models.model_tools import Runner
 
 transformers = pytest.importorskip("transformers")
 
