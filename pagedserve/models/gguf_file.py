@@ -155,7 +155,8 @@ class _Cursor:
 
     def scalar(self, kind: int, field: str) -> int | float | bool:
         number = _SCALARS[kind]
-        return number.unpack_from(self.buffer, self.skip(number.size, field))[0]
+        value: int | float | bool = number.unpack_from(self.buffer, self.skip(number.size, field))[0]
+        return value
 
     def count(self, field: str, *, item_bytes: int) -> int:
         """A 64-bit count of items that take at least item_bytes each."""

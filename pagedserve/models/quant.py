@@ -57,7 +57,8 @@ def in_format(weight: Weight, format: str | None) -> Weight:
     """
     if format in (None, weight.format):
         return weight
-    chunks = torch.arange(weight.out_features).split(_ROWS_AT_ONCE)
+    starts = range(0, weight.out_features, _ROWS_AT_ONCE)
+    chunks = [torch.arange(begin, min(begin + _ROWS_AT_ONCE, weight.out_features)) for begin in starts]
     return Weight.cat([Weight.from_dense(weight.rows(rows), format) for rows in chunks])
 
 
@@ -67,7 +68,7 @@ def _dequantised(data: np.ndarray, kind: str) -> Tensor:
     return torch.from_numpy(quants.dequantize(data, quants.GGMLQuantizationType[kind]))
 
 
-def _blocks(data: np.ndarray, *fields: tuple[str, str] | tuple[str, str, int]) -> np.ndarray:
+def _blocks(data: np.ndarray, *fields: tuple[str, str] | tuple[str, str, int | tuple[int, int]]) -> np.ndarray:
     """[rows, blocks] records with those fields."""
     return data.view(np.dtype(list(fields)))
 

@@ -105,14 +105,14 @@ class Tokenizer:
         return piece
 
     def _make_piece(self, token_id: int) -> bytes:
-        token = self._backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
+        token: str | None = self._backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
         if token is None:
             return b""
         if token_id in self._vocabulary.added:
             return token.encode()
         if self._vocabulary.kind == "bytes":
-            codes = [BYTE_CHARACTERS.get(character) for character in token]
-            return token.encode() if None in codes else bytes(codes)  # type: ignore[arg-type]
+            codes = [BYTE_CHARACTERS[character] for character in token if character in BYTE_CHARACTERS]
+            return bytes(codes) if len(codes) == len(token) else token.encode()
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes.fromhex(token[3:5])
         return token.replace(SPACE, " ").encode()

@@ -5,15 +5,18 @@ import json
 
 import pytest
 import torch
+from model_tools import Runner, write_gguf
 
 from pagedserve.errors import InvalidInput, ModelError
+from pagedserve.models.config_gguf import from_gguf
 from pagedserve.models.config_huggingface import from_huggingface, read_json
+from pagedserve.models.gguf_file import GgufFile
 from pagedserve.models.llama import Llama
 from pagedserve.models.load import load_model
 from pagedserve.models.safetensors_file import SafetensorsFolder
 from pagedserve.models.weights import read_weights
-from pagedserve.ops import KVLayer, StepLimits, step_builder
-from tests.models.model_tools import Runner
+from pagedserve.models.weights_gguf import GgufWeights
+from pagedserve.ops import KVLayer, StepLimits, rope_table, step_builder
 
 transformers = pytest.importorskip("transformers")
 
@@ -44,7 +47,7 @@ MODELS = {
     "llama, yarn": ("Llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, **SHORT}}),
     "llama, linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
     "mistral": ("Mistral", {"sliding_window": 7}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "head_dim": None, "num_attention_heads": 4}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "head_dim": 24, "num_attention_heads": 4}),
     "qwen2, windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
     "gemma3": ("Gemma3", {"sliding_window": 6, "layer_types": MIXED, "query_pre_attn_scalar": 20}),
@@ -52,13 +55,13 @@ MODELS = {
 }
 
 
-def make_theirs(name: str, folder):
+def make_theirs(name: str, folder, **more):
     """A random model of transformers, saved to folder as shards; its norms and biases are random as well."""
     family, changes = MODELS[name]
     config_class = transformers.Gemma3TextConfig if family == "Gemma3" else getattr(transformers, f"{family}Config")
     torch.manual_seed(0)
-    sizes = {key: value for key, value in {**SIZES, **changes}.items() if value is not None}
-    model = getattr(transformers, f"{family}ForCausalLM")(config_class(**sizes, attn_implementation="eager"))
+    config = config_class(**{**SIZES, **changes, **more}, attn_implementation="eager")
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() == 1:
@@ -258,6 +261,75 @@ def test_a_folder_without_weights_says_what_to_do(folder):
         path.unlink()
     with pytest.raises(ModelError, match="neither model"):
         read_model(folder)
+
+
+# GGUF files of every family: the gguf package's own names, llama's permuted rows, Gemma's norms with their 1 added.
+
+
+def write_as_gguf(folder, path) -> None:
+    """A folder's model as a GGUF file, as llama.cpp's converter writes it."""
+    import gguf
+    from safetensors.torch import load_file
+
+    values, tensors = read_json(folder / "config.json"), {}
+    for shard in folder.glob("*.safetensors"):
+        tensors.update(load_file(shard))
+    arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(values["model_type"], values["model_type"])
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(kind, values["num_hidden_layers"])
+    written = {}
+    for name, tensor in tensors.items():
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = values["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+            tensor = tensor.reshape(heads, 2, len(tensor) // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+        written[names.get_name(name, (".weight", ".bias"))] = (tensor.numpy(), None)
+    metadata = {
+        "general.architecture": arch,
+        f"{arch}.block_count": values["num_hidden_layers"],
+        f"{arch}.context_length": values["max_position_embeddings"],
+        f"{arch}.embedding_length": values["hidden_size"],
+        f"{arch}.feed_forward_length": values["intermediate_size"],
+        f"{arch}.attention.head_count": values["num_attention_heads"],
+        f"{arch}.attention.head_count_kv": values["num_key_value_heads"],
+        f"{arch}.attention.layer_norm_rms_epsilon": values["rms_norm_eps"],
+    }
+    if values.get("head_dim"):
+        metadata.update({f"{arch}.attention.{part}_length": values["head_dim"] for part in ("key", "value")})
+    rope = values["rope_parameters"]
+    metadata[f"{arch}.rope.freq_base"] = rope.get("full_attention", rope)["rope_theta"]
+    if arch == "gemma3":
+        metadata[f"{arch}.attention.sliding_window"] = values["sliding_window"]
+    if rope.get("rope_type") in ("linear", "yarn"):
+        metadata[f"{arch}.rope.scaling.type"] = rope["rope_type"]
+        metadata[f"{arch}.rope.scaling.factor"] = rope["factor"]
+    if rope.get("rope_type") == "yarn":
+        metadata[f"{arch}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if rope.get("rope_type") == "llama3":
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, values["head_dim"], 2) / values["head_dim"])
+        scaled = rope_table(values["head_dim"], 2, theta=rope["rope_theta"], scaling=rope)[1]
+        angles = torch.atan2(*scaled.view(2, -1).flip(0))  # position 1: the frequency itself
+        written["rope_freqs.weight"] = ((plain / angles).float().numpy(), None)
+    write_gguf(path, metadata, written)
+
+
+GGUF_MODELS = {
+    **{name: {} for name in ("smollm2", "llama3", "llama, biases", "llama, yarn", "llama, linear", "qwen2", "qwen3")},
+    "mistral": {"sliding_window": None},
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 7, "layer_types": None},
+}
+
+
+@pytest.mark.parametrize("name", GGUF_MODELS)
+def test_a_gguf_file_of_every_family(name, tmp_path):
+    make_theirs(name, tmp_path, **GGUF_MODELS[name])
+    write_as_gguf(tmp_path, tmp_path / "model.gguf")
+    file = GgufFile(tmp_path / "model.gguf")
+    config = from_gguf(file)
+    model = Llama(config, read_weights(config, GgufWeights(file, config), lambda name: None, lambda *_: None))
+    expected = Runner(read_model(tmp_path), "reference").run((0, random_ids(0)))
+    assert relative_error(Runner(model, "reference").run((0, random_ids(0))), expected) <= 1e-5
 
 
 # The demo model
