@@ -22,6 +22,15 @@
 #include "../../params.h"
 #include "../isa.h"
 
+// Vectors handed from function to function stay in registers only where the callee is inlined.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+// In front of a loop over an array of vectors: an array that is indexed by constants alone lives in registers.
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace pagedserve::cpu {
 namespace {
 
@@ -63,7 +72,7 @@ namespace {
 
 // The first n elements of a storage type with no masked load of its own.
 template <class T>
-inline Vec load(const T* p, int n) {
+ALWAYS_INLINE Vec load(const T* p, int n) {
   if (n >= kLanes) return load(p);
   T padded[kLanes] = {};
   memcpy(padded, p, n * sizeof(T));
@@ -71,14 +80,14 @@ inline Vec load(const T* p, int n) {
 }
 
 template <class T>
-inline void store(T* p, Vec v, int n) {
+ALWAYS_INLINE void store(T* p, Vec v, int n) {
   if (n >= kLanes) return store(p, v);
   T padded[kLanes];
   store(padded, v);
   memcpy(p, padded, n * sizeof(T));
 }
 
-inline Vec zero() { return splat(0.f); }
+ALWAYS_INLINE Vec zero() { return splat(0.f); }
 
 // Whether load_pair splits 2 * kLanes elements into even and odd ones (two cheap bit operations for
 // bf16) instead of a first and a second half.
@@ -88,7 +97,7 @@ template <>
 constexpr bool kInterleaved<Bf16> = true;
 
 template <class T>
-inline void load_pair(const T* p, Vec& a, Vec& b) {
+ALWAYS_INLINE void load_pair(const T* p, Vec& a, Vec& b) {
   if constexpr (kInterleaved<T>) {
     load_even_odd(p, a, b);
   } else {
@@ -98,20 +107,23 @@ inline void load_pair(const T* p, Vec& a, Vec& b) {
 }
 
 template <class T>
-inline void load_pair(const T* p, Vec& a, Vec& b, int n) {
+ALWAYS_INLINE void load_pair(const T* p, Vec& a, Vec& b, int n) {
   if (n >= 2 * kLanes) return load_pair(p, a, b);
-  T padded[2 * kLanes] = {};
-  memcpy(padded, p, n * sizeof(T));
-  load_pair(padded, a, b);
+  if constexpr (kInterleaved<T>) {
+    load_even_odd(p, a, b, n);
+  } else {
+    a = load(p, n);
+    b = n > kLanes ? load(p + kLanes, n - kLanes) : zero();
+  }
 }
 
 template <class T>
-inline void prefetch(const T* p) {
+ALWAYS_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 3);
 }
 
 // e^x. Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
-inline Vec exp(Vec x) {
+ALWAYS_INLINE Vec exp(Vec x) {
   x = min(splat(89.f), max(splat(-104.f), x));
   const Vec n = round(x * splat(1.44269504088896341f));
   Vec r = fma(n, splat(-0.693359375f), x);
@@ -126,10 +138,10 @@ inline Vec exp(Vec x) {
   return times_power_of_two(p, n);
 }
 
-inline float exp(float x) { return first_lane(exp(splat(x))); }
+ALWAYS_INLINE float exp(float x) { return first_lane(exp(splat(x))); }
 
 // tanh(x): the odd polynomial of Cephes' tanhf near 0, where 1 - 2 / (e^2x + 1) would cancel.
-inline Vec tanh(Vec x) {
+ALWAYS_INLINE Vec tanh(Vec x) {
   const Vec z = x * x;
   Vec p = splat(-5.70498872745e-3f);
   p = fma(p, z, splat(2.06390887954e-2f));

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+// paged_attention.cpp: o[i, h] = softmax(scale * q[i, h] . K) V, over the pages of query i's sequence
+//
+//   q, out       [num_tokens, num_q_heads, head_dim]               f32, bf16, f16
+//   k, v         [num_pages, page_size, num_kv_heads, head_dim]    f32, bf16, f16; i8, fp8 with a scale per token and
+//   head page_table   [num_seqs, max_pages]                             i32    entries past the last visible token are
+//   never read kv_lens      [num_seqs]                                        i32    <= 0: o = 0, lse = -inf lse
+//   [num_tokens, num_q_heads]                         f32    natural log
+//
+// Work     attention_plan.h: a task is some rows of one (sequence, KV head); few rows read keys and values
+//          straight from the pages, many (a prompt chunk) share tiles staged as f32
+// Sums     per split of 256 tokens from position 0: dot products in lanes over head_dim, the maximum, the
+//          weights, their sum in lanes by position, o token by token; splits are folded left to right. All in
+//          f32, the same additions in the same order whatever the path, the neighbours and the threads
+// Traffic  2 * sum(kv_lens) * num_kv_heads * head_dim * sizeof(KV) bytes; a prompt chunk reads its prefix once per
+//          96 rows, from the last cache
+// Bound    2 * group_size / sizeof(KV) flop per byte of a decode: memory, up to a group of about 6 in bf16
+// Source   Dao, Haziza, Massa, Sizov 2023 (Flash-Decoding: splitting along KV); Kwon et al. 2023 (pages)
+// Oracle   pagedserve/backends/reference/attention.py
+#include "../kernels.h"
+#include "attention_plan.h"
+#include "attention_softmax.h"
+#include "attention_tile.h"
+
+namespace pagedserve::cpu {
+namespace {
+
+constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
+constexpr int kAheadBytes = 8192;
+constexpr int kMaxAhead = 64;  // rows
+
+inline int64_t element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+// Hands out pieces of one allocation, or measures how large it must be.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base_ + used_);
+    used_ += ceil_div(count * sizeof(T), 64) * 64;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+struct Scratch {
+  float *q, *logits, *o, *total_o, *key_tile, *value_tile, *key_factors, *value_scales;
+  State *states, *totals;
+  Span* spans;              // [rows] tokens of the sequence
+  const char** addresses;   // of the rows in reading order: keys, values, the next split's keys
+  const char** value_rows;  // of value_tile
+
+  size_t carve(void* base, int rows, int width) {
+    Carver carver(base);
+    q = carver.take<float>(rows * width);
+    logits = carver.take<float>(rows * kLogitStride);
+    o = carver.take<float>(rows * width);
+    total_o = carver.take<float>(rows * width);
+    key_tile = carver.take<float>(kSplit * width);
+    value_tile = carver.take<float>(kSplit * width);
+    key_factors = carver.take<float>(kLogitStride);
+    value_scales = carver.take<float>(kLogitStride);
+    states = carver.take<State>(rows);
+    totals = carver.take<State>(rows);
+    spans = carver.take<Span>(rows);
+    addresses = carver.take<const char*>(3 * kSplit + kMaxAhead);
+    value_rows = carver.take<const char*>(kSplit);
+    return carver.used();
+  }
+};
+
+template <class T>
+inline void load_row(const T* from, int head_dim, bool interleaved, float* to) {
+  float plain[kPair];
+  for (int d = 0; d < head_dim; d += kPair, to += kPair) {
+    Vec a, b;
+    a = load(from + d, head_dim - d);
+    b = head_dim - d > kLanes ? load(from + d + kLanes, head_dim - d - kLanes) : zero();
+    if (!interleaved) {
+      store(to, a);
+      store(to + kLanes, b);
+      continue;
+    }
+    store(plain, a);
+    store(plain + kLanes, b);
+    for (int j = 0; j < kLanes; ++j) to[j] = plain[2 * j], to[kLanes + j] = plain[2 * j + 1];
+  }
+}
+
+template <class T>
+inline void store_row(const float* from, int head_dim, bool interleaved, T* to) {
+  float plain[kPair];
+  for (int d = 0; d < head_dim; d += kPair, from += kPair) {
+    for (int j = 0; j < kPair; ++j) plain[j] = interleaved ? from[(j & 1) * kLanes + j / 2] : from[j];
+    store(to + d, load(plain), head_dim - d);
+    if (head_dim - d > kLanes) store(to + d + kLanes, load(plain + kLanes), head_dim - d - kLanes);
+  }
+}
+
+class Attention {
+ public:
+  Attention(const PagedAttentionParams& p, const Scratch& scratch)
+      : p_(p), x_(scratch), group_(p.num_q_heads / p.num_kv_heads), width_(padded(p.head_dim)) {}
+
+  // Attends to the task's splits; folds them and writes the rows, or leaves every split's partial.
+  void attend(const Task& task, float* partials, int partial_stride) {
+    begin(task);
+    const char** next = list_keys(task.splits.begin, x_.addresses);
+    const int num_first = static_cast<int>(next - x_.addresses);
+    for (int i = 0; i < smaller(num_first, ahead_rows(p_.k)); ++i) {
+      Ahead{x_.addresses, 0, static_cast<int>(row_bytes(p_.k))}.fetch(i);
+    }
+    stage_queries();
+    for (int split = task.splits.begin; split < task.splits.end; ++split) {
+      if (split > task.splits.begin) next = carry_keys(next);
+      next = attend_split(split, next);
+      if (task.partials < 0) {
+        for (int r = 0; r < task.num_rows; ++r) {
+          fold(x_.states[r], x_.o + r * width_, width_, x_.totals[r], x_.total_o + r * width_);
+        }
+        continue;
+      }
+      const int64_t first = static_cast<int64_t>(split - task.first_split) * task.num_rows;
+      for (int r = 0; r < task.num_rows; ++r) {
+        float* partial = partials + task.partials + (first + r) * partial_stride;
+        memcpy(partial, &x_.states[r], sizeof(State));
+        memcpy(partial + kLanes, x_.o + r * width_, width_ * sizeof(float));
+      }
+    }
+    if (task.partials < 0) write();
+  }
+
+  // Folds the partials of a cut sequence and writes its rows.
+  void fold_partials(const Task& task, const float* partials, int partial_stride) {
+    begin(task);
+    partials += task.partials;
+    for (int split = task.splits.begin; split < task.splits.end; ++split) {
+      for (int r = 0; r < task.num_rows; ++r, partials += partial_stride) {
+        State state;
+        memcpy(&state, partials, sizeof(State));
+        fold(state, partials + kLanes, width_, x_.totals[r], x_.total_o + r * width_);
+      }
+    }
+    write();
+  }
+
+ private:
+  void begin(const Task& task) {
+    task_ = task;
+    seq_ = sequence(p_, task.seq);
+    pages_ = p_.page_table + task.seq * p_.page_table_stride;
+    for (int r = 0; r < task.num_rows; ++r) {
+      x_.spans[r] = visible(p_, seq_, query(r));
+      x_.totals[r] = {-kInfinity, 0};
+    }
+  }
+
+  int query(int row) const { return (task_.first_row + row) / group_; }
+  int q_head(int row) const { return task_.kv_head * group_ + (task_.first_row + row) % group_; }
+  int64_t row_bytes(const KvPages& kv) const { return p_.head_dim * element_bytes(kv.dtype); }
+  int ahead_rows(const KvPages& kv) const {
+    return static_cast<int>(smaller<int64_t>(kMaxAhead, larger<int64_t>(4, kAheadBytes / row_bytes(kv))));
+  }
+
+  // The tokens of a split that any row of the task sees.
+  Span tokens(int split) const {
+    const int begin = larger(split * kSplit, x_.spans[0].begin);
+    return {begin, smaller((split + 1) * kSplit, x_.spans[task_.num_rows - 1].end)};
+  }
+
+  const char** list(const KvPages& kv, Span tokens, const char** out) const {
+    const int64_t size = element_bytes(kv.dtype), step = kv.token_stride * size;
+    int page = tokens.begin / p_.page_size, in_page = tokens.begin % p_.page_size;
+    for (int left = tokens.end - tokens.begin; left > 0; ++page, in_page = 0) {
+      const int count = smaller(left, p_.page_size - in_page);
+      const int64_t element =
+          pages_[page] * kv.page_stride + in_page * kv.token_stride + task_.kv_head * kv.head_stride;
+      const char* first = static_cast<const char*>(kv.data) + element * size;
+      for (int i = 0; i < count; ++i) out[i] = first + i * step;
+      out += count, left -= count;
+    }
+    return out;
+  }
+
+  const char** list_keys(int split, const char** out) const {
+    return split < task_.splits.end ? list(p_.k, tokens(split), out) : out;
+  }
+
+  // Brings the keys listed last to the front.
+  const char** carry_keys(const char** end) const {
+    const char** begin = x_.addresses + 2 * num_tokens_;
+    memmove(x_.addresses, begin, (end - begin) * sizeof(*begin));
+    return x_.addresses + (end - begin);
+  }
+
+  void gather_scales(const KvPages& kv, Span tokens, int origin, float factor, float* out) const {
+    for (int t = tokens.begin; t < tokens.end; ++t) {
+      const int64_t page = pages_[t / p_.page_size];
+      out[t - origin] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
+                                           task_.kv_head * kv.scale_head_stride];
+    }
+  }
+
+  void stage_queries() {
+    with_float_type(p_.q_dtype, [&](auto type) {
+      using T = decltype(type);
+      for (int r = 0; r < task_.num_rows; ++r) {
+        const T* row = static_cast<const T*>(p_.q) + (seq_.first_token + query(r)) * p_.q_token_stride +
+                       q_head(r) * p_.q_head_stride;
+        load_row(row, p_.head_dim, p_.k.dtype == DType::kBF16, x_.q + r * width_);
+      }
+    });
+  }
+
+  void write() {
+    with_float_type(p_.q_dtype, [&](auto type) {
+      using T = decltype(type);
+      for (int r = 0; r < task_.num_rows; ++r) {
+        const int64_t token = seq_.first_token + query(r);
+        const float* sink = p_.sinks == nullptr ? nullptr : p_.sinks + q_head(r);
+        const float lse = finish(x_.totals[r], sink, width_, x_.total_o + r * width_);
+        if (p_.lse != nullptr) p_.lse[token * p_.num_q_heads + q_head(r)] = lse;
+        store_row(x_.total_o + r * width_, p_.head_dim, p_.v.dtype == DType::kBF16,
+                  static_cast<T*>(p_.out) + token * p_.out_token_stride + q_head(r) * p_.out_head_stride);
+      }
+    });
+  }
+
+  // Fills states and o from the split whose keys are listed up to `end`; returns the end of the next split's.
+  const char** attend_split(int split, const char** end) {
+    const Span span = tokens(split);
+    origin_ = split * kSplit;
+    num_tokens_ = span.end - span.begin;
+    end = list(p_.v, span, end);
+    end = list_keys(split + 1, end);
+    const char* last = end[-1];
+    for (int i = 0; i < kMaxAhead; ++i) end[i] = last;
+
+    const bool staged = task_.num_rows > kDirectRows;
+    const int first = span.begin - origin_;
+    const Ahead ahead{x_.addresses, ahead_rows(p_.k), static_cast<int>(row_bytes(p_.k))};
+    with_kv_type(p_.k.dtype, [&](auto type) {
+      staged ? dot_staged<decltype(type)>(first, ahead) : dot_direct<decltype(type)>(first, ahead);
+    });
+    weigh(span);
+    const Ahead value_ahead{x_.addresses + num_tokens_, ahead_rows(p_.v), static_cast<int>(row_bytes(p_.v))};
+    memset(x_.o, 0, task_.num_rows * width_ * sizeof(float));
+    with_kv_type(p_.v.dtype, [&](auto type) {
+      staged ? sum_staged<decltype(type)>(first, value_ahead) : sum_direct<decltype(type)>(first, value_ahead);
+    });
+    return end;
+  }
+
+  template <class T>
+  void dot_direct(int first, Ahead ahead) {
+    for (int t = 0; t < num_tokens_; t += kDirectTokens) {
+      const int count = smaller(kDirectTokens, num_tokens_ - t);
+      Ahead here = ahead.from(t);
+      for (int r = 0; r < task_.num_rows; r += kBlockRows) {
+        dot_rows<T>(x_.q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + t, count, p_.head_dim,
+                    here, x_.logits + r * kLogitStride + first + t);
+        here.rows = nullptr;
+      }
+    }
+  }
+
+  template <class T>
+  void dot_staged(int first, Ahead ahead) {
+    stage_keys<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.key_tile);
+    const float* block = x_.key_tile;
+    for (int t = first; t < first + num_tokens_; t += kLanes, block += width_ * kLanes) {
+      for (int r = 0; r < task_.num_rows; r += kTileRows) {
+        const int rows = smaller(kTileRows, task_.num_rows - r);
+        if (x_.spans[r].begin >= origin_ + t + kLanes || x_.spans[r + rows - 1].end <= origin_ + t) continue;
+        dot_tile(x_.q + r * width_, rows, block, width_, x_.logits + r * kLogitStride + t);
+      }
+    }
+  }
+
+  // The part of a row's span that lies in this split, from the split's first token.
+  Span in_split(int row) const {
+    const int begin = larger(x_.spans[row].begin - origin_, 0), end = smaller(x_.spans[row].end - origin_, kSplit);
+    return {begin, larger(begin, end)};
+  }
+
+  // The row's bits of the tree mask, of token tree_begin() and on.
+  const uint8_t* tree(int row) const {
+    if (p_.tree_mask == nullptr) return nullptr;
+    return p_.tree_mask + (static_cast<int64_t>(task_.seq) * seq_.q_len + query(row)) * seq_.q_len;
+  }
+  int tree_begin() const { return seq_.kv_len - seq_.q_len - origin_; }
+
+  void weigh(Span span) {
+    const bool key_scales = p_.k.scales != nullptr, value_scales = p_.v.scales != nullptr;
+    if (key_scales) gather_scales(p_.k, span, origin_, p_.scale, x_.key_factors);
+    if (value_scales) gather_scales(p_.v, span, origin_, 1, x_.value_scales);
+    for (int r = 0; r < task_.num_rows; ++r) {
+      const Span seen = in_split(r);
+      const int position = seq_.kv_len - seq_.q_len + query(r);
+      const LogitRule rule{key_scales ? x_.key_factors : nullptr,
+                           p_.scale,
+                           p_.soft_cap,
+                           p_.alibi_slopes == nullptr ? 0 : p_.alibi_slopes[q_head(r)],
+                           position - origin_,
+                           seen.begin,
+                           seen.end,
+                           tree(r),
+                           tree_begin()};
+      x_.states[r] = make_weights(rule, value_scales ? x_.value_scales : nullptr, x_.logits + r * kLogitStride);
+    }
+  }
+
+  template <class T>
+  void sum_direct(int first, Ahead ahead) {
+    for (int t = 0; t < num_tokens_; t += kDirectTokens) {
+      const int count = smaller(kDirectTokens, num_tokens_ - t);
+      const char* const* values = x_.addresses + num_tokens_ + t;
+      Ahead here = ahead.from(t);
+      for (int r = 0; r < task_.num_rows; r += kSumRows) {
+        const int rows = smaller(kSumRows, task_.num_rows - r);
+        sum_seen<T>(r, rows, values, {first + t, first + t + count}, p_.head_dim, here);
+        here.rows = nullptr;
+      }
+    }
+  }
+
+  template <class T>
+  void sum_staged(int first, Ahead ahead) {
+    stage_values<T>(x_.addresses + num_tokens_, num_tokens_, p_.head_dim, ahead, x_.value_tile);
+    for (int t = 0; t < num_tokens_; ++t) x_.value_rows[t] = reinterpret_cast<const char*>(x_.value_tile + t * width_);
+    for (int r = 0; r < task_.num_rows; r += kSumRows) {
+      const int rows = smaller(kSumRows, task_.num_rows - r);
+      sum_seen<float>(r, rows, x_.value_rows, {first, first + num_tokens_}, width_, {nullptr, 0, 0});
+    }
+  }
+
+  // o += weights times values for those of `tokens` that each row sees; a weight of 0 would not do, for 0 * NaN.
+  template <class T>
+  void sum_seen(int row, int num_rows, const char* const* values, Span tokens, int head_dim, Ahead ahead) {
+    Span common = tokens;
+    for (int r = row; r < row + num_rows; ++r) {
+      const Span seen = in_split(r);
+      common = {larger(common.begin, seen.begin), smaller(common.end, seen.end)};
+    }
+    if (p_.tree_mask != nullptr) common.end = smaller(common.end, tree_begin());
+    if (common.end < common.begin) common.end = common.begin = smaller(common.begin, tokens.end);
+    const auto sum = [&](int r, int count, int begin, int end, Ahead fetch) {
+      if (begin >= end) return;
+      sum_rows<T>(x_.logits + r * kLogitStride + begin, count, values + (begin - tokens.begin), end - begin, head_dim,
+                  fetch.from(begin - tokens.begin), x_.o + r * width_);
+    };
+    const auto alone = [&](int begin, int end) {
+      for (int r = row; r < row + num_rows; ++r) {
+        const Span seen = in_split(r);
+        for_each_run(r, larger(begin, seen.begin), smaller(end, seen.end),
+                     [&](int from, int to) { sum(r, 1, from, to, {nullptr, 0, 0}); });
+      }
+    };
+    alone(tokens.begin, common.begin);
+    sum(row, num_rows, common.begin, common.end, ahead);
+    alone(common.end, tokens.end);
+  }
+
+  // Calls body(from, to) for every run of tokens that the row's tree mask lets through.
+  template <class Body>
+  void for_each_run(int row, int begin, int end, const Body& body) const {
+    const uint8_t* mask = tree(row);
+    if (mask == nullptr) return body(begin, end);
+    const auto seen = [&](int t) { return t < tree_begin() || mask[t - tree_begin()] != 0; };
+    for (int t = begin; t < end; ++t) {
+      if (!seen(t)) continue;
+      const int from = t;
+      while (t < end && seen(t)) ++t;
+      body(from, t);
+    }
+  }
+
+  const PagedAttentionParams& p_;
+  const Scratch& x_;
+  const int group_, width_;
+  Task task_ = {};
+  Sequence seq_ = {};
+  const int32_t* pages_ = nullptr;
+  int origin_ = 0;      // the split's first token
+  int num_tokens_ = 0;  // of the split that any row sees
+};
+
+}  // namespace
+
+template <>
+void Kernels<kIsa>::paged_attention(const PagedAttentionParams& p, Worker& worker) {
+  Plan plan(p, worker.size());
+  Scratch scratch;
+  const int width = padded(p.head_dim);
+  const size_t bytes = scratch.carve(nullptr, plan.max_rows(), width);
+  scratch.carve(worker.scratch(bytes), plan.max_rows(), width);
+  float* partials = nullptr;
+  if (plan.num_folds() > 0) {
+    partials = static_cast<float*>(worker.shared_scratch(plan.partial_floats() * sizeof(float)));
+  }
+  Attention attention(p, scratch);
+  for (int64_t n = worker.take(); n < plan.num_tasks(); n = worker.take()) {
+    attention.attend(plan.task(n), partials, plan.partial_stride());
+  }
+  if (plan.num_folds() == 0) return;
+  worker.barrier();
+  for (int64_t n = worker.take(); n < plan.num_folds(); n = worker.take()) {
+    attention.fold_partials(plan.fold(n), partials, plan.partial_stride());
+  }
+}
+
+}  // namespace pagedserve::cpu
