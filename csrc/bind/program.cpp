@@ -5,12 +5,14 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
+#include "params.h"
 
 namespace pagedserve::bind {
 
 namespace py = pybind11;
 using cpu::Per;
 using cpu::Program;
+using cpu::StepInputs;
 
 namespace {
 
@@ -27,12 +29,28 @@ void def_adds(py::class_<Program>& program, std::variant<Ps...>*) {
 
 void bind_program(py::module_& m) {
   py::enum_<Per>(m, "Per").value("token", Per::kToken).value("row", Per::kRow);
+  ParamsClass<StepInputs>(m, "StepInputs")
+      .field("token_ids", &StepInputs::token_ids)
+      .field("positions", &StepInputs::positions)
+      .field("slot_mapping", &StepInputs::slot_mapping)
+      .field("q_starts", &StepInputs::q_starts)
+      .field("kv_lens", &StepInputs::kv_lens)
+      .field("page_table", &StepInputs::page_table)
+      .field("logit_rows", &StepInputs::logit_rows)
+      .field("max_tokens", &StepInputs::max_tokens)
+      .field("max_seqs", &StepInputs::max_seqs)
+      .field("max_pages", &StepInputs::max_pages)
+      .field("max_rows", &StepInputs::max_rows)
+      .field("vocab_size", &StepInputs::vocab_size)
+      .field("max_position", &StepInputs::max_position)
+      .field("num_pages", &StepInputs::num_pages)
+      .field("page_size", &StepInputs::page_size);
   py::class_<Program::Timing>(m, "Timing")
       .def_readonly("name", &Program::Timing::name)
       .def_readonly("calls", &Program::Timing::calls)
       .def_readonly("ns", &Program::Timing::ns);
   py::class_<Program> program(m, "Program", "A list of ops, replayed in one parallel region. One caller at a time.");
-  program.def(py::init<cpu::Isa>(), py::arg("isa"));
+  program.def(py::init<cpu::Isa, const StepInputs&>(), py::arg("isa"), py::arg("inputs"));
   def_adds(program, static_cast<Program::Params*>(nullptr));
   program
       .def(

@@ -92,6 +92,7 @@ void Program::group(const StepCounts& counts) {
 }
 
 void Program::run(Team& team, const StepCounts& counts) {
+  check(inputs_, counts);
   group(counts);
   team.run([&](Worker& worker) {
     Worker alone(alone_, 0);

@@ -6,19 +6,15 @@
 // counts of a run are written into its params.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "kernels.h"
+#include "step_inputs.h"
 
 namespace pagedserve::cpu {
-
-struct StepCounts {
-  int64_t tokens, seqs, rows;
-};
 
 // Which count says how many rows an op works on. Attention takes seqs, whatever its Per.
 enum class Per : int32_t { kToken, kRow };
@@ -32,10 +28,11 @@ class Program {
     int64_t calls, ns;
   };
 
-  explicit Program(Isa isa) : kernels_(kernels(isa)) {}
+  Program(Isa isa, const StepInputs& inputs) : kernels_(kernels(isa)), inputs_(inputs) {}
 
   // Pointers must stay valid as long as the program runs; counts in params are overwritten.
   void add(const Params& params, Per per) { ops_.push_back({params, per}); }
+  // Throws std::invalid_argument, having run nothing, where check() finds the inputs at fault.
   void run(Team& team, const StepCounts& counts);
 
   // Time of each kind of op on the first thread, its wait for the others included, since profiling began.
@@ -57,6 +54,7 @@ class Program {
   void call(Op& op, Worker& worker);
 
   const KernelTable& kernels_;
+  const StepInputs inputs_;
   std::vector<Op> ops_;
   std::vector<Group> groups_;
   Team alone_{1};

@@ -16,6 +16,7 @@ DTYPES = {
     torch.int8: _C.DType.i8,
     torch.float8_e4m3fn: _C.DType.f8e4m3,
 }
+WITH_SCALES = (torch.int8, torch.float8_e4m3fn)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -223,4 +224,10 @@ def soft_cap(x: Tensor, cap: float) -> _C.SoftCapParams:
         x_stride=x.stride(0),
         hidden=x.shape[1],
         cap=cap,
+    )
+
+
+def quantize_rows(x: Tensor, quantized: int) -> _C.QuantizeRowsParams:
+    return _C.QuantizeRowsParams(
+        x=x.data_ptr(), quantized=quantized, num_tokens=len(x), x_stride=x.stride(0), width=x.shape[1]
     )

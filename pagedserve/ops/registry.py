@@ -104,7 +104,7 @@ class StepRow:
     name: str
 
 
-STEP_BUILDERS: tuple[StepRow, ...] = ()
+STEP_BUILDERS: tuple[StepRow, ...] = (StepRow("cpu", "pagedserve.backends.cpu_step", "CpuStep"),)
 
 
 @functools.cache
