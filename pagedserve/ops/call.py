@@ -34,14 +34,19 @@ def run(
         The operands, with the outputs that were made.
     """
     made, bound = prepare(spec, operands, sizes)
-    rules.check_sizes(spec, made, bound, scalars)
+    named = _named(spec, made)
+    rules.check_sizes(spec.name, named, bound, scalars)
     if torch.compiler.is_compiling():
         getattr(torch.ops.pagedserve, spec.name)(*flatten(made), *scalars.values(), backend)
         return made
-    rules.check_values(spec, made, bound)
-    _, function = choose(facts(spec, made, scalars), backend)
-    function(*made, *scalars.values())
+    call = facts(spec, named, scalars)
+    rules.check_values(spec.name, named, bound, call.device)
+    choose(call, backend)(*made, *scalars.values())
     return made
+
+
+def _named(spec: OpSpec, operands: Sequence[Made]) -> dict[str, Made]:
+    return {entry.name: operand for entry, operand in zip(spec.tensors, operands, strict=True)}
 
 
 def flatten(operands: Sequence[Made]) -> list[Any]:
@@ -55,14 +60,11 @@ def flatten(operands: Sequence[Made]) -> list[Any]:
     return flat
 
 
-def facts(spec: OpSpec, operands: Sequence[Made], scalars: Mapping[str, Scalar]) -> Call:
+def facts(spec: OpSpec, named: Mapping[str, Made], scalars: Mapping[str, Scalar]) -> Call:
     """What a backend may refuse of a call."""
-    named = {entry.name: operand for entry, operand in zip(spec.tensors, operands, strict=True)}
-    dtypes = tuple(DTYPE_NAMES[operand.dtype] for name in spec.dispatch if isinstance(operand := named[name], Tensor))
-    used = tuple(name for name in spec.features if named.get(name) is not None or scalars.get(name))
-    first = operands[0]
-    assert first is not None  # prepare() let it pass
-    return Call(spec.name, first.device.type, dtypes, used)
+    tensors = [operand for name in spec.dispatch if isinstance(operand := named[name], Tensor)]
+    used = [name for name in spec.features if named.get(name) is not None or scalars.get(name)]
+    return Call(spec.name, tensors[0].device.type, tuple(DTYPE_NAMES[t.dtype] for t in tensors), tuple(used))
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,13 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
         scalars[scalar.name] = scalar.default if given is None else given
     sizes = {name: int(scalars.get(name, inputs.get(name, 0))) for name in ("q_len", "num_top")}
     made, bound = prepare(spec, operands, sizes)
-    rules.check_sizes(spec, made, bound, scalars)
-    rules.check_values(spec, made, bound)
-    call = facts(spec, made, scalars)
+    named = _named(spec, made)
+    rules.check_sizes(op, named, bound, scalars)
+    call = facts(spec, named, scalars)
+    rules.check_values(op, named, bound, call.device)
     against = {row.backend: refusals(row, call) for row in rows}
     able = [name for name, found in against.items() if not found]
-    counts = {**bound, **rules.count(spec, made, bound)}
+    counts = {**bound, **rules.count(named, bound)}
     return Explanation(
         op=op,
         backend=able[0] if able else None,

@@ -140,6 +140,13 @@ def _check_shape(spec: OpSpec, entry: TensorSpec, tensor: Tensor, sizes: dict[st
             f"give {len(axes)}: [{', '.join(entry.shape.split())}]"
         )
     for place, axis in enumerate(axes):
+        if axis.plain is not None:
+            known = sizes.get(axis.plain)
+            if known is None:
+                sizes[axis.plain], bound[axis.plain] = shape[place], entry.name
+                continue
+            if known == shape[place]:
+                continue
         _bind(spec, entry.name, axis, shape[place], place, sizes, bound)
 
 

@@ -138,8 +138,8 @@ def refusals(row: Row, call: Call) -> list[str]:
 
 
 @functools.cache
-def choose(call: Call, backend: str) -> tuple[str, Callable[..., None]]:
-    """The backend that runs a call, and its function.
+def choose(call: Call, backend: str) -> Callable[..., None]:
+    """The function that runs a call, of the named backend or, for "auto", of the first that can.
 
     Raises:
         InvalidInput: no backend of that name implements the op.
@@ -153,7 +153,7 @@ def choose(call: Call, backend: str) -> tuple[str, Callable[..., None]]:
     for row in tried:
         found = refusals(row, call)
         if not found:
-            return row.backend, _load(row.module, row.op)
+            return _load(row.module, row.op)
         against.append(f"backend {row.backend!r} cannot run this {call.op}: {'; '.join(found)}")
     able = [row.backend for row in rows if not refusals(row, call)]
     advice = f". Backends that can: {', '.join(able)}" if able else ""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,31 +12,24 @@ from torch import Tensor
 
 from pagedserve.errors import InvalidInput
 from pagedserve.ops.weight import Weight
-from pagedserve.specs import OpSpec
 from pagedserve.specs.spec import QUANTISED
 
 MAX_HEAD_DIM = 256
 Named = Mapping[str, Any]
 
 
-def check_sizes(spec: OpSpec, operands: Sequence[Any], sizes: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
+def check_sizes(op: str, named: Named, sizes: Mapping[str, int], scalars: Mapping[str, Any]) -> None:
     """Relations between sizes and options; reads no tensor, so it holds while tracing."""
-    rule = SIZE_RULES.get(spec.name)
+    rule = SIZE_RULES.get(op)
     if rule is not None:
-        rule(spec.name, _named(spec, operands), {**sizes, **scalars})
+        rule(op, named, {**sizes, **scalars})
 
 
-def check_values(spec: OpSpec, operands: Sequence[Any], sizes: Mapping[str, int]) -> None:
+def check_values(op: str, named: Named, sizes: Mapping[str, int], device: str) -> None:
     """What index and parameter tensors hold, where they are on the CPU: elsewhere a look would wait for the device."""
-    rule = VALUE_RULES.get(spec.name)
-    if rule is not None:
-        named = _named(spec, operands)
-        if all(t.device.type == "cpu" for t in named.values() if isinstance(t, Tensor)):
-            rule(spec.name, named, sizes)
-
-
-def _named(spec: OpSpec, operands: Sequence[Any]) -> dict[str, Any]:
-    return {entry.name: operand for entry, operand in zip(spec.tensors, operands, strict=True)}
+    rule = VALUE_RULES.get(op)
+    if rule is not None and device == "cpu":
+        rule(op, named, sizes)
 
 
 # Sizes
@@ -176,16 +169,17 @@ def _page_ids(op: str, tensors: Named, sizes: Mapping[str, int], takes_part: Any
     lens, table = tensors["kv_lens"].numpy(), tensors["page_table"].numpy()
     if takes_part is not None:
         lens = lens * takes_part
-    if lens.size == 0 or lens.max() <= 0:
+    longest = int(lens.max()) if lens.size else 0
+    if longest <= 0:
         return
     page_size, num_pages, max_pages = sizes["page_size"], sizes["num_pages"], sizes["max_pages"]
-    if int(lens.max()) > max_pages * page_size:
+    if longest > max_pages * page_size:
         seq = int(lens.argmax())
         raise InvalidInput(
             f"{op}: kv_lens[{seq}] is {int(lens[seq])}, but a row of page_table holds max_pages {max_pages} pages of "
             f"page_size {page_size}, {max_pages * page_size} tokens; widen page_table"
         )
-    bad = (table < 0) | (table >= num_pages)
+    bad = table.view(np.uint32) >= num_pages  # negative ones are large then
     if not bad.any():
         return
     bad &= np.arange(max_pages) * page_size < lens[:, None]
@@ -265,10 +259,9 @@ VALUE_RULES: dict[str, Callable[[str, Named, Mapping[str, int]], None]] = {
 }
 
 
-def count(spec: OpSpec, operands: Sequence[Any], sizes: Mapping[str, int]) -> dict[str, int]:
+def count(named: Named, sizes: Mapping[str, int]) -> dict[str, int]:
     """The counts that a spec's flops and bytes need beyond sizes of axes."""
     counts: dict[str, int] = {}
-    named = _named(spec, operands)
     for name, operand in named.items():
         if isinstance(operand, Weight):
             counts[f"{name}_nbytes"] = operand.nbytes

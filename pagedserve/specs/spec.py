@@ -32,6 +32,7 @@ class Axis:
     factor: int
     plus: int
     optional: bool  # "num_heads?": a tensor without this axis has one of it
+    plain: str | None  # the name, where the axis is nothing but that
 
     @staticmethod
     def parse(text: str) -> Axis:
@@ -43,7 +44,8 @@ class Axis:
         factor = 1
         for part in parts:
             factor *= int(part) if part.isdecimal() else 1
-        return Axis(text, names, factor, int(plus or 0), optional)
+        plain = names[0] if text == names[0] else None
+        return Axis(text, names, factor, int(plus or 0), optional, plain)
 
 
 @dataclass(frozen=True)
