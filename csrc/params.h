@@ -31,7 +31,7 @@ struct PagedAttentionParams {
   const int32_t* q_starts;     // [num_seqs + 1]                         null: q_len queries for every sequence
   const uint8_t* tree_mask;    // [num_seqs, q_len, q_len]               1: query i sees new key j; null: causal
   const float* sinks;          // [num_q_heads]                          logit of a key with no value; may be null
-  const float* alibi_slopes;   // [num_q_heads]                          adds slope * (key - query) to the logit; may be null
+  const float* alibi_slopes;   // [num_q_heads]                          adds slope * (key - query) to logits; or null
   int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride, page_table_stride;
   int32_t num_seqs, q_len, num_q_heads, num_kv_heads, head_dim, page_size;
   int32_t window;              // keys a query sees, itself included; <= 0: all

@@ -205,13 +205,14 @@ def _take(case: Case, random: torch.Generator) -> Arguments:
 
 def _sample(case: Case, random: torch.Generator) -> Arguments:
     num_rows, vocab_size = case.sizes["num_rows"], case.sizes["vocab_size"]
+    options: Arguments = dict(case.options)
     floats = {"temperature": 0.8, "top_p": 1, "min_p": 0, "repetition": 1, "presence": 0.1, "frequency": 0.1}
     lens = torch.arange(num_rows, dtype=torch.int32)  # row r has r tokens, the last of them output
     starts = torch.cat((lens[:1], lens.cumsum(0, dtype=torch.int32)))
     return {
         "logits": _strided((num_rows, vocab_size), torch.float32, random),
-        **{n: torch.full((num_rows,), float(case.options.get(n, value))) for n, value in floats.items()},  # type: ignore[arg-type]
-        "top_k": torch.full((num_rows,), int(case.options.get("top_k", 0)), dtype=torch.int32),  # type: ignore[call-overload]
+        **{n: torch.full((num_rows,), options.get(n, value), dtype=torch.float32) for n, value in floats.items()},
+        "top_k": torch.full((num_rows,), options.get("top_k", 0), dtype=torch.int32),
         "seeds": torch.randint(2**62, (num_rows,), generator=random),
         "offsets": torch.randint(1000, (num_rows,), generator=random),
         "history": torch.randint(vocab_size, (int(starts[-1]),), generator=random, dtype=torch.int32),

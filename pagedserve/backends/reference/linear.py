@@ -15,7 +15,7 @@ def quantise_activations(x: Tensor) -> Tensor:
     scale = amax / 127 and codes = x / scale rounded to nearest even, both in float32 whatever x is. A scale below the
     smallest normal number gives zeros; an infinity or NaN gives NaN for its whole group.
     """
-    groups = x.to(torch.float32).unflatten(1, (-1, GROUP))
+    groups = x.to(torch.float32).reshape(x.shape[0], x.shape[1] // GROUP, GROUP)
     scale = groups.abs().amax(dim=2, keepdim=True) / 127
     scale = torch.where(torch.isfinite(scale), scale, torch.nan)
     tiny = scale < torch.finfo(torch.float32).tiny
