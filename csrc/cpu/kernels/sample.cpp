@@ -243,6 +243,7 @@ Cut find_cut(const Row& row, double target, float largest) {
     reach *= 2;
   }
   const int n = collect(row, low, high);
+  if (n == 0) return {-kInfinity, row.padded};  // fewer tokens than the target: nothing is cut
   int last = 0;
   for (; last < n; ++last) {
     above += by_mass ? row.weights[row.ids[last]] : 1;

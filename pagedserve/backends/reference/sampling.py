@@ -104,8 +104,7 @@ def keep(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
 def _top(logits: Tensor, logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
     # By logit: subtracting the log-sum-exp rounds, and would make ties of its own.
     ids = torch.sort(logits, descending=True, stable=True).indices[:num_top]  # ties by lower id
-    values = logprobs[ids]
-    return torch.where(torch.isfinite(values), ids, -1), values
+    return torch.where(torch.isfinite(logits[ids]), ids, -1), logprobs[ids]
 
 
 def sample(
