@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "engine": {"scheduling", "cache", "models", "ops", "torch", "numpy"},
     "cli": ANY,
     "__init__": ANY,
+    "__main__": ANY,
 }
 
 
@@ -42,8 +43,7 @@ def imports(tree: ast.AST, module: list[str]) -> Iterator[tuple[int, str]]:
             base = module[: len(module) - node.level] if node.level else []
             dotted = ".".join([*base, *(node.module or "").split(".")]).strip(".")
             # "from pagedserve import ops" imports pagedserve.ops
-            names = [f"{dotted}.{alias.name}" for alias in node.names] if dotted == "pagedserve" else [dotted]
-            yield from ((node.lineno, name) for name in names)
+            yield from ((node.lineno, f"{dotted}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
             yield from ((node.lineno, str(name)) for name in names)

@@ -6,13 +6,13 @@ import time
 from queue import SimpleQueue
 
 import pytest
-from engine_fakes import EOS, FakeRunner, echo, make_core, stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedserve.engine.channels import Collector
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import EngineClosed, InvalidInput, RequestRejected, StepError
+from tests.engine.engine_fakes import EOS, FakeRunner, echo, make_core, stopped
 
 WAIT_S = 10
 

@@ -7,8 +7,6 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 import torch
-from engine_fakes import make_config
-from symbolic_model import SymbolicPool, SymbolicStep, hash_logits
 
 from pagedserve.engine.channels import Collector
 from pagedserve.engine.core import EngineCore
@@ -17,6 +15,8 @@ from pagedserve.engine.runner import ModelRunner
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.ops import StepLimits, sample
 from pagedserve.scheduling.scheduler import Scheduler
+from tests.engine.engine_fakes import make_config
+from tests.engine.symbolic_model import SymbolicPool, SymbolicStep, hash_logits
 
 VOCAB_SIZE = 50
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stop strings against a plain-string oracle, wherever the pieces are cut."""
 
-from engine_fakes import stopped
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedserve.engine.stopping import StopMatcher
+from tests.engine.engine_fakes import stopped
 
 
 def run(pieces: list[str], stops: list[str], unarmed: int = 0) -> tuple[str, str | None, list[str]]:

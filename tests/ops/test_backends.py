@@ -2,11 +2,11 @@
 """Every backend of every op against the float64 reference, on the spec's cases, with poison where nothing is read."""
 
 import pytest
-from agreement import check_backend
 
 from pagedserve import ops
 from pagedserve.ops.cases import make_inputs
 from pagedserve.specs import SPECS
+from tests.ops.agreement import check_backend
 
 CALLS = [
     pytest.param(name, backend, case, id=f"{name}-{backend}-{case.id}")

@@ -8,7 +8,6 @@ import copy
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from symbolic_runner import SymbolicRunner, sum_sampler
 
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import (
@@ -30,6 +29,7 @@ from pagedserve.scheduling.events import (
 )
 from pagedserve.scheduling.log import decode, encode, encode_header, read_log, replay
 from pagedserve.scheduling.scheduler import Scheduler
+from tests.scheduling.symbolic_runner import SymbolicRunner, sum_sampler
 
 VOCAB_SIZE = 3
 SAMPLE = sum_sampler(VOCAB_SIZE)
