@@ -45,6 +45,7 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 # Those that take a whole word from the vocabulary before any merge, and begin a text with bos.
 _WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"})
 
+MAX_TOKEN_CHARACTERS = 4096  # rebuilding merges takes the square of it
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 # Some files name only one of several tokens that end an answer.
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>")
@@ -67,6 +68,8 @@ def tokenizer_from_gguf(file: GgufFile) -> Tokenizer:
         )
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(file.strings("tokenizer.ggml.tokens"))]
     vocab = {token: index for index, token in enumerate(tokens)}
+    if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN_CHARACTERS:
+        raise ModelError(f"{file.path}: a token has {longest} characters; at most {MAX_TOKEN_CHARACTERS} are supported")
     if len(vocab) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
         raise ModelError(f"{file.path}: the token {twice!r} stands twice in the vocabulary")

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedserve.errors import ModelError
-from pagedserve.models.config_gguf import from_gguf
 from pagedserve.models.gguf_file import GgufFile
-from pagedserve.models.tokenizer_gguf import tokenizer_from_gguf
+from pagedserve.models.load import load_model
 
 
 def test_it_agrees_with_the_gguf_package(tiny_gguf):
@@ -194,8 +193,7 @@ def _read_everything(path) -> None:
             list(value)
     for name in file.tensors:
         file.data(name)
-    from_gguf(file)
-    tokenizer_from_gguf(file).encode("hello world 12")
+    load_model(path).tokenizer.encode("hello world 12")
 
 
 def _seconds(call) -> float:

@@ -169,6 +169,7 @@ def test_every_pre_tokenizer_keeps_the_text(pre, make_gguf):
         ({"tokenizer.ggml.pre": "jais-9"}, "'jais-9'.*is not supported; supported: default"),
         ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": None}, "'a' stands twice"),
         ({"tokenizer.ggml.token_type": [1]}, "1 entries"),
+        ({"tokenizer.ggml.tokens": ["a" * 5000], "tokenizer.ggml.token_type": None}, "5000 characters"),
         ({"tokenizer.ggml.merges": ["h e", "oops"]}, "'oops' is not two tokens"),
         ({"tokenizer.ggml.merges": ["zq qz"]}, "do not fit together"),
         ({"tokenizer.ggml.merges": None}, "no tokenizer.ggml.merges"),
