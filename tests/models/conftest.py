@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_tools import METADATA, tiny_tensors, write_gguf
 
 from pagedserve.models.gguf_file import GgufFile
+from tests.models.model_tools import METADATA, tiny_tensors, write_gguf
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from model_tools import Runner
 
 from pagedserve.models.gguf_file import GgufFile
 from pagedserve.models.load import load_model
 from pagedserve.models.tokenizer_gguf import tokenizer_from_gguf
+from tests.models.model_tools import Runner
 
 pytestmark = [pytest.mark.download, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from model_tools import Runner, write_gguf
 
 from pagedserve.errors import InvalidInput, ModelError
 from pagedserve.models.config_gguf import from_gguf
@@ -17,10 +16,11 @@ from pagedserve.models.safetensors_file import SafetensorsFolder
 from pagedserve.models.weights import read_weights
 from pagedserve.models.weights_gguf import GgufWeights
 from pagedserve.ops import KVLayer, StepLimits, rope_table, step_builder
+from tests.models.model_tools import Runner, write_gguf
 
 transformers = pytest.importorskip("transformers")
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 NUM_TOKENS = 45
 SIZES = {
     "vocab_size": 96,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_tools import METADATA, tiny_tensors, write_gguf
 
 from pagedserve.errors import InvalidInput, ModelError
 from pagedserve.models.chat_template import ChatTemplate
@@ -16,6 +15,7 @@ from pagedserve.models.gguf_file import GgufFile
 from pagedserve.models.tokenizer import BYTE_CHARACTERS, Detokenizer
 from pagedserve.models.tokenizer_gguf import PRE_TOKENIZERS, merges_by_score, tokenizer_from_gguf
 from pagedserve.models.tokenizer_huggingface import tokenizer_from_folder
+from tests.models.model_tools import METADATA, tiny_tensors, write_gguf
 
 TEXTS = [
     "",
