@@ -71,8 +71,13 @@ def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
 
 F32 = ("float32",)
 FLOATS = ("float32", "bfloat16", "float16")
+KV = (*FLOATS, "int8", "float8_e4m3fn")
 
 CPU_OPS: dict[str, Requirement] = {
+    "paged_decode": _on_cpu(q=FLOATS, k_pages=KV),
+    "paged_prefill": _on_cpu(q=FLOATS, k_pages=KV),
+    "merge_states": _on_cpu(o=FLOATS),
+    "append_kv": _on_cpu(k=FLOATS, k_pages=KV),
     "copy_pages": _on_cpu(),
     "rms_norm": _on_cpu(x=FLOATS),
     "rope": _on_cpu(x=FLOATS),
