@@ -1,42 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sequences that wait, and those that decode."""
+"""Sequences in order, the sequences that decode, and the step that is out."""
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 
-from pagedserve.scheduling.request import Sequence, State
+from pagedserve.scheduling.events import StepPlan
+from pagedserve.scheduling.request import Sequence
 
 
-class WaitingQueue:
-    """Sequences that wait for a row and pages, by (key, order). Whoever is not WAITING any more has left."""
+class SequenceHeap:
+    """Sequences by (key, order), smallest first. One of which belongs() does not hold any more has left."""
 
-    def __init__(self) -> None:
+    def __init__(self, belongs: Callable[[Sequence], bool]) -> None:
+        self._belongs = belongs
         self._heap: list[tuple[float, int, Sequence]] = []
+        self._compact_at = 64
 
-    def push(self, seq: Sequence) -> None:
-        """Queue it; it is WAITING from now on."""
-        seq.state = State.WAITING
-        heapq.heappush(self._heap, (seq.key, seq.order, seq))
+    def push(self, key: float, seq: Sequence) -> None:
+        """O(log n)."""
+        heapq.heappush(self._heap, (key, seq.order, seq))
+        if len(self._heap) > self._compact_at:
+            self._heap = [entry for entry in self._heap if self._belongs(entry[2])]
+            heapq.heapify(self._heap)
+            self._compact_at = 64 + 2 * len(self._heap)
 
     def head(self) -> Sequence | None:
-        """Who is next; None where nobody waits."""
-        heap = self._heap
-        while heap and heap[0][2].state is not State.WAITING:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
+        """The first; None where there is none."""
+        while self._heap and not self._belongs(self._heap[0][2]):
+            self.pop()
+        return self._heap[0][2] if self._heap else None
 
     def pop(self) -> None:
-        """The head starts."""
+        """Without the head."""
         heapq.heappop(self._heap)
 
 
 class DecodeBatch:
     """The sequences that decode, each with one token in and one out per step.
 
-    rows and ids stay the same objects until who decodes changes. What a sequence meets on its way, the end of its
+    The lists stay the same objects until who decodes changes. What a sequence meets on its way, the end of its
     page or its last token, is known beforehand, so it stands in a calendar under the step at which it happens: a step
     costs one append per sequence, one set operation for stop tokens, and work for the few that are due.
     """
@@ -45,8 +52,8 @@ class DecodeBatch:
         self.seqs: list[Sequence] = []
         self.rows: list[int] = []
         self.ids: list[str] = []
-        self.appends: list[Callable[[int], None]] = []  # of each sequence's tokens
-        self.stop_counts: dict[int, int] = {}  # stop token -> how many have it
+        self._tokens: list[list[int]] = []  # each sequence's own
+        self._stops: Counter[int] = Counter()  # stop token -> how many have it
         self._tick = 0
         self._calendar: dict[int, list[Sequence]] = {}
         self._lent = False
@@ -65,27 +72,24 @@ class DecodeBatch:
         self.seqs.append(seq)
         self.rows.append(seq.row)
         self.ids.append(seq.id)
-        self.appends.append(seq.tokens.append)
-        for token in seq.stop_token_ids:
-            self.stop_counts[token] = self.stop_counts.get(token, 0) + 1
+        self._tokens.append(seq.tokens)
+        self._stops.update(seq.stop_token_ids)
 
     def leave(self, seq: Sequence) -> None:
         """seq does not decode any more; the last takes its place."""
         self._own()
         seq.computed = seq.num_computed
-        last = len(self.seqs) - 1
         slot = seq.slot
-        self.seqs[last].slot = slot
-        lists: tuple[list[Any], ...] = (self.seqs, self.rows, self.ids, self.appends)
-        for items in lists:
-            items[slot] = items[last]
+        self.seqs[-1].slot = slot
+        self.seqs[slot], self.rows[slot], self.ids[slot] = self.seqs[-1], self.rows[-1], self.ids[-1]
+        self._tokens[slot] = self._tokens[-1]
+        for items in (self.seqs, self.rows, self.ids, self._tokens):
             items.pop()
-        seq.slot = -1
-        seq.due_tick = 0
+        seq.slot, seq.due_tick = -1, 0
         for token in seq.stop_token_ids:
-            self.stop_counts[token] -= 1
-            if not self.stop_counts[token]:
-                del self.stop_counts[token]
+            self._stops[token] -= 1
+            if not self._stops[token]:
+                del self._stops[token]
 
     def schedule(self, seq: Sequence, page_size: int) -> None:
         """Enter into the calendar when seq ends, or outgrows its pages."""
@@ -93,18 +97,42 @@ class DecodeBatch:
         seq.due_tick = self._tick + min(seq.max_len - length, len(seq.pages) * page_size - length + 1)
         self._calendar.setdefault(seq.due_tick, []).append(seq)
 
+    def append(self, tokens: Seq[int]) -> None:
+        """A token for each sequence."""
+        deque(map(list.append, self._tokens, tokens), maxlen=0)
+
+    def may_stop(self, tokens: Seq[int]) -> bool:
+        """One of the tokens is somebody's stop token."""
+        return not self._stops.keys().isdisjoint(tokens)
+
     def advance(self) -> list[Sequence]:
         """All have decoded once: those that end now, or outgrew their pages."""
-        self._tick = tick = self._tick + 1
+        self._tick += 1
         due = []
-        for seq in self._calendar.pop(tick, ()):
-            if seq.due_tick == tick:
-                seq.due_tick = 0
+        for seq in self._calendar.pop(self._tick, ()):
+            if seq.due_tick == self._tick:
+                seq.due_tick = 0  # whoever left and came back may stand here twice
                 due.append(seq)
         return due
 
     def _own(self) -> None:
         if self._lent:
             self.seqs, self.rows, self.ids = self.seqs.copy(), self.rows.copy(), self.ids.copy()
-            self.appends = self.appends.copy()
+            self._tokens = self._tokens.copy()
             self._lent = False
+
+
+@dataclass(slots=True)
+class Flight:
+    """The step that is out."""
+
+    plan: StepPlan
+    decodes: list[Sequence]  # beside plan.decode_rows
+    prompts: list[Sequence] = field(default_factory=list)  # beside plan.chunks
+    alone: bool = False  # one suspect of a failed step
+    thinned: bool = False  # a sequence ended since it was planned
+
+    @property
+    def members(self) -> list[Sequence]:
+        """Every sequence of the step."""
+        return self.decodes + self.prompts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduler is told once, at its start."""
+"""What a scheduler is told at its start, and what it counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ from dataclasses import dataclass
 from pagedserve.errors import InvalidInput
 
 
+@dataclass(slots=True)
+class SchedulerStats:
+    """A snapshot. pages_used + pages_cached + pages_free = pages_total; what follows those counts from the start."""
+
+    waiting: int = 0  # those blocked by `after` included
+    running: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0  # held by the prefix cache alone
+    pages_free: int = 0
+    host_pages_used: int = 0
+    prefix_queries: int = 0  # requests that started
+    prefix_query_tokens: int = 0  # their prompts
+    prefix_hit_tokens: int = 0  # what of those was found computed
+    preemptions: int = 0
+    swaps: int = 0  # preemptions to host pages
+    recomputed_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     """Limits and prices. Checked when made; InvalidInput names the field.
@@ -16,7 +35,7 @@ class SchedulerConfig:
     Attributes:
         num_pages, page_size: the pool on the device, and tokens per page.
         max_seqs: rows, that is sequences that run at once.
-        max_step_tokens: tokens computed in one step, decodes included; at least max_seqs, so that every row can decode.
+        max_step_tokens: tokens computed in one step; at least max_seqs, so that every row can decode.
         max_model_len: prompt and output tokens of one request.
         watermark: share of the pool kept free when a prompt is admitted beside others, for those that grow.
         prefix_cache: keep pages of computed tokens for whoever comes with the same prefix.
@@ -44,23 +63,18 @@ class SchedulerConfig:
     graph_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens"):
-            self._check_int(name, at_least=1)
-        self._check_int("max_step_tokens", at_least=self.max_seqs)
-        self._check_int("num_host_pages", at_least=0)
-        if self.max_queue is not None:
-            self._check_int("max_queue", at_least=0)
-        if not 0.0 <= self.watermark < 1.0:
-            raise InvalidInput(f"watermark is a share of the pool, 0 <= watermark < 1; got {self.watermark}")
+        least = dict.fromkeys(("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens"), 1)
+        least |= {"max_step_tokens": self.max_seqs, "num_host_pages": 0, "max_queue": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not (type(value) is int and value >= minimum) and not (name == "max_queue" and value is None):
+                why = " (max_seqs)" if name == "max_step_tokens" else ""
+                raise InvalidInput(f"{name} must be an int of at least {minimum}{why}; got {value!r}")
         for name in ("priority_s", "swap_page_tokens"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"{name} must be a finite number, at least 0; got {value}")
+        if not 0.0 <= self.watermark < 1.0:
+            raise InvalidInput(f"watermark is a share of the pool, 0 <= watermark < 1; got {self.watermark}")
         if any(bucket < 1 for bucket in self.graph_buckets) or list(self.graph_buckets) != sorted(self.graph_buckets):
             raise InvalidInput(f"graph_buckets are batch sizes in rising order; got {self.graph_buckets}")
-
-    def _check_int(self, name: str, at_least: int) -> None:
-        value = getattr(self, name)
-        if type(value) is not int or value < at_least:
-            why = " (max_seqs)" if name == "max_step_tokens" else ""
-            raise InvalidInput(f"{name} must be an int of at least {at_least}{why}; got {value!r}")

@@ -3,7 +3,7 @@
 
 The first line names the version and the config; each further line is a record and what it decided:
 `["arrive",{"t":0.5,"id":"a","prompt":[1,2],"max_tokens":8},[["admit",{"id":"a"}]]]`. Fields at their default are left
-out. Writing the lines is the caller's: `lines.append(encode(record, decisions))` is an on_event.
+out. An on_event that writes `encode(record, decisions)` is all it takes; the file is the caller's.
 """
 
 from __future__ import annotations
@@ -12,28 +12,16 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling import events
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import Decision, Planned, Record, StepPlan
 from pagedserve.scheduling.scheduler import Scheduler
 
 VERSION = 1
 
-_RECORDS = ("Arrive", "Abort", "StepDone", "StepFailed", "Resize", "Drain", "Planned")
-_DECISIONS = ("Admit", "Reject", "Expire", "Preempt", "Finish")
-_TYPES: dict[str, Any] = {name.lower(): getattr(events, name) for name in _RECORDS + _DECISIONS}
-_TUPLES = ("prompt", "tokens", "failed", "graph_buckets")
-
-
-class Replayed(NamedTuple):
-    """A record, what it decides now, and the plan where it is a Planned."""
-
-    record: Record
-    decisions: list[Decision]
-    plan: StepPlan | None
+_TYPES: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Record) + get_args(Decision)}
 
 
 def encode_header(config: SchedulerConfig) -> str:
@@ -50,16 +38,15 @@ def decode(line: str) -> tuple[Record, list[Decision]]:
     """What `encode` wrote; InvalidInput for anything else."""
     try:
         tag, fields, decisions = json.loads(line)
-        return _unpack(tag, fields), [_unpack(*packed) for packed in decisions]
-    except (ValueError, TypeError, KeyError) as error:
+        return _TYPES[tag](**_restored(fields)), [_TYPES[tag](**fields) for tag, fields in decisions]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidInput(f"not a line of a scheduler's log: {line[:80]!r} ({error})") from error
 
 
 def read_log(lines: Iterable[str]) -> tuple[SchedulerConfig, Iterator[tuple[Record, list[Decision]]]]:
-    """A whole log. A last line that was torn in mid-write is left out.
+    """A whole log; a last line without its end, torn in mid-write, is left out.
 
-    Raises:
-        InvalidInput: no log, one of another version, or a line inside it that cannot be read.
+    InvalidInput for anything but a log, for another version, and for a line inside it that cannot be read.
     """
     rest = iter(lines)
     try:
@@ -69,31 +56,20 @@ def read_log(lines: Iterable[str]) -> tuple[SchedulerConfig, Iterator[tuple[Reco
         raise InvalidInput("not a scheduler's log: the first line is not its header") from error
     if version != VERSION:
         raise InvalidInput(f"the log has version {version}; this program reads version {VERSION}")
-    return SchedulerConfig(**_restored(config)), _records(rest)
+    return SchedulerConfig(**_restored(config)), (decode(line) for line in rest if line.endswith("\n"))
 
 
-def replay(config: SchedulerConfig, records: Iterable[Record]) -> Iterator[Replayed]:
-    """Give a new scheduler the same records; its decisions and plans are those of the first run."""
+def replay(config: SchedulerConfig, records: Iterable[Record]) -> Iterator[tuple[list[Decision], StepPlan | None]]:
+    """Tell a new scheduler the same: for each record its decisions, and the plan where it is a Planned.
+
+    With the config and records of a log they are those of the first run, on any machine.
+    """
     scheduler = Scheduler(config)
     for record in records:
         if isinstance(record, Planned):
-            yield Replayed(record, [], scheduler.plan(record.t))
+            yield [], scheduler.plan(record.t)
         else:
-            yield Replayed(record, scheduler.apply(record), None)
-
-
-def _records(lines: Iterator[str]) -> Iterator[tuple[Record, list[Decision]]]:
-    line = next(lines, None)
-    while line is not None:
-        following = next(lines, None)
-        try:
-            decoded = decode(line)
-        except InvalidInput:
-            if following is None and not line.endswith("\n"):
-                return
-            raise
-        yield decoded
-        line = following
+            yield scheduler.apply(record), None
 
 
 def _dump(value: object) -> str:
@@ -101,17 +77,8 @@ def _dump(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Anything JSON does not know; what is not a set of tokens was refused at arrival, and is again."""
+    """What JSON does not know. But for sets of tokens the scheduler refused it, and will again."""
     return {"set": sorted(value)} if isinstance(value, frozenset) else {"repr": repr(value)}
-
-
-def _fields(value: Any) -> dict[str, object]:
-    packed = {}
-    for field in dataclasses.fields(value):
-        content = getattr(value, field.name)
-        if field.default is dataclasses.MISSING or content != field.default:
-            packed[field.name] = content
-    return packed
 
 
 def _pack(value: Record | Decision) -> list[object]:
@@ -119,19 +86,25 @@ def _pack(value: Record | Decision) -> list[object]:
     for name in ("prompt", "tokens"):
         if name in fields:
             try:
-                fields[name] = list(map(index, fields[name]))  # type: ignore[call-overload]
+                fields[name] = list(map(index, fields[name]))
             except TypeError:
                 fields[name] = _plain(fields[name])
     return [type(value).__name__.lower(), fields]
 
 
-def _unpack(tag: str, fields: dict[str, Any]) -> Any:
-    return _TYPES[tag](**_restored(fields))
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields that are not at their default."""
+    fields = {}
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if field.default is dataclasses.MISSING or content != field.default:
+            fields[field.name] = content
+    return fields
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     for name, content in fields.items():
-        if name in _TUPLES and isinstance(content, list):
+        if isinstance(content, list):
             fields[name] = tuple(content)
         elif isinstance(content, dict) and "set" in content:
             fields[name] = frozenset(content["set"])

@@ -3,78 +3,72 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.pages import PageAllocator
 from pagedserve.scheduling.policy import recompute_cost
-from pagedserve.scheduling.prefix import Match, Node, PrefixCache
+from pagedserve.scheduling.prefix import Node, PrefixCache
 from pagedserve.scheduling.request import Sequence
 
 
 class Memory:
     """The pool on the device, the pool on the host, the prefix cache, and the moves that the next plan must carry."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, stats: SchedulerStats) -> None:
         parity = config.attention_parity_tokens
         self.pages = PageAllocator(config.num_pages)
-        self.host = PageAllocator(config.num_host_pages) if config.num_host_pages else None
+        self.host = PageAllocator(config.num_host_pages)
         self.cache = PrefixCache(self.pages, config.page_size, lambda start, stop: recompute_cost(start, stop, parity))
-        self.num_queries = 0
-        self.num_query_tokens = 0
-        self.num_hit_tokens = 0
-        self.num_recomputed_tokens = 0
-        self.num_swaps = 0
+        self._stats = stats
         self._caching = config.prefix_cache
         self._page_size = config.page_size
-        self._page_writes: list[tuple[int, int, int]] = []
-        self._copies: list[tuple[int, int]] = []
-        self._swap_out: list[tuple[int, int]] = []
-        self._swap_in: list[tuple[int, int]] = []
-        self._copied: list[Node] = []  # sources of copies, held until the plan is made
-        self._leaving: list[Sequence] = []  # swapped out since the last plan
-
-    @property
-    def num_free_host_pages(self) -> int:
-        return 0 if self.host is None else self.host.num_free
+        self._moves = StepPlan(-1)  # only its moves
+        self._copied: list[Node] = []  # sources of its copies, held until it is handed over
+        self._leaving: list[Sequence] = []  # whom its swaps out are for
 
     def admit(self, seq: Sequence, row: int, reserve: int) -> bool:
-        """Give seq pages for all its tokens and set what of them is computed; False where the pool cannot.
+        """Give seq pages for all its tokens and set what of them is computed, with reserve pages left available.
 
-        reserve pages are left available. On False only seq.needs_pages changes: no use in trying with fewer available.
+        False where the pool cannot; then only seq.needs_pages changes. O(its tokens).
         """
         pages, size = self.pages, self._page_size
-        match = self._match(seq)
-        nodes = match.nodes
-        swapped = seq.host_pages if len(seq.host_pages) > len(nodes) else []
-        partial = None if swapped else match.partial
-        num_new = -(-len(seq.tokens) // size) - len(nodes)
-        needed = num_new + sum(pages.is_idle(node.page) for node in nodes)
-        if pages.num_available < needed + reserve:
-            seq.needs_pages = needed + reserve
+        # Its last token is always computed: its logits are wanted.
+        limit = len(seq.tokens) - 1 if self._caching else 0
+        nodes, partial, num_partial = self.cache.match(seq.arrival.cache_salt, seq.tokens, limit)
+        num_found = len(nodes)
+        swapped = seq.host_pages[num_found:]
+        num_new = -(-len(seq.tokens) // size) - num_found
+        needed = num_new + sum(pages.is_idle(node.page) for node in nodes) + reserve
+        if pages.num_available < needed:
+            seq.needs_pages = needed
             return False
-        if partial is not None and pages.num_available - pages.is_idle(partial.page) < needed + reserve:
-            partial = None
+        if partial is not None and (swapped or pages.num_available - pages.is_idle(partial.page) < needed):
+            partial = None  # not wanted, or its page is needed for more than a copy
 
-        for node in nodes:
+        for node in nodes if partial is None else [*nodes, partial]:
             pages.share(node.page)
-        if partial is not None:
-            pages.share(partial.page)
-            self._copied.append(partial)
-        self._make_room(num_new)
+        self.cache.evict(num_new - pages.num_free)
         seq.pages = [node.page for node in nodes] + [pages.take() for _ in range(num_new)]
-        seq.node, seq.num_shared = (nodes[-1] if nodes else None), len(nodes)
+        seq.node, seq.num_shared = (nodes[-1] if nodes else None), num_found
+        seq.prefix_hit_tokens = num_found * size
+        if partial is not None:
+            self._moves.copies.append((partial.page, seq.pages[num_found]))
+            self._copied.append(partial)
+            seq.prefix_hit_tokens += num_partial
         if swapped:
-            self._swap_in.extend(zip(swapped[len(nodes) :], seq.pages[len(nodes) :], strict=False))
+            self._moves.swap_in.extend(zip(swapped, seq.pages[num_found:], strict=False))
         else:
-            seq.computed = len(nodes) * size
-            if partial is not None:
-                self._copies.append((partial.page, seq.pages[len(nodes)]))
-                seq.computed += match.num_partial
-        self._page_writes.extend((row, i, page) for i, page in enumerate(seq.pages))
-        self._count_start(seq, swapped)
-        self.drop_host(seq, pending=False)
+            seq.computed = seq.prefix_hit_tokens
+        self._moves.page_writes.extend((row, i, page) for i, page in enumerate(seq.pages))
+        self._free_host_pages(seq)
+        self._stats.recomputed_tokens += max(0, seq.peak - seq.computed)
+        if seq.preemptions == 0:
+            self._stats.prefix_queries += 1
+            self._stats.prefix_query_tokens += len(seq.tokens)
+            self._stats.prefix_hit_tokens += seq.computed
         return True
 
     def grow(self, seq: Sequence) -> bool:
@@ -82,7 +76,7 @@ class Memory:
         if not self.pages.num_free and not self.cache.evict(1):
             return False
         page = self.pages.take()
-        self._page_writes.append((seq.row, len(seq.pages), page))
+        self._moves.page_writes.append((seq.row, len(seq.pages), page))
         seq.pages.append(page)
         return True
 
@@ -91,56 +85,42 @@ class Memory:
 
         Where the cache has such a page already, seq goes on with that one.
         """
-        if not self._caching:
-            return
         size = self._page_size
-        num_full = seq.num_computed // size
-        while seq.num_shared < num_full:
-            i = seq.num_shared
+        num_full = seq.num_computed // size if self._caching else 0
+        for i in range(seq.num_shared, num_full):
             page = seq.pages[i]
-            key = tuple(seq.tokens[i * size : i * size + size])
-            if seq.tail is None:
-                node = self.cache.extend(seq.node, seq.cache_salt, key, page)
-            else:
-                node = self.cache.lengthen(seq.tail, key)
-                seq.tail = None
+            node = self._insert(seq, tuple(seq.tokens[i * size : i * size + size]))
+            seq.tail = None
             if node is None:
                 return
             if node.page != page:
                 self.pages.share(node.page)
                 self.pages.release(page)
                 seq.pages[i] = node.page
-                self._page_writes.append((seq.row, i, node.page))
+                self._moves.page_writes.append((seq.row, i, node.page))
             seq.node = node
             seq.num_shared = i + 1
 
     def cache_tail(self, seq: Sequence) -> None:
         """Into the prefix cache: the computed tokens of the last page, filled in part. After cache_computed."""
-        size = self._page_size
-        begin, end = seq.num_shared * size, seq.num_computed
-        if not self._caching or not 0 < end - begin < size:
-            return
-        key = tuple(seq.tokens[begin:end])
-        if seq.tail is not None:
-            node = self.cache.lengthen(seq.tail, key)
-        else:
-            node = self.cache.extend(seq.node, seq.cache_salt, key, seq.pages[seq.num_shared])
-        seq.tail = node if node is not None and node.page == seq.pages[seq.num_shared] else None
+        begin, end = seq.num_shared * self._page_size, seq.num_computed
+        if self._caching and 0 < end - begin < self._page_size:
+            node = self._insert(seq, tuple(seq.tokens[begin:end]))
+            seq.tail = node if node is not None and node.page == seq.pages[seq.num_shared] else None
 
     def release(self, seq: Sequence) -> None:
         """Give its pages back; those with computed tokens stay in the prefix cache. seq.row is still the one it had."""
         self.cache_computed(seq)
         self.cache_tail(seq)
         self._release_pages(seq)
+        seq.computed = 0
 
     def swap_out(self, seq: Sequence) -> None:
-        """Give its pages back, their contents moved to the host."""
-        assert self.host is not None
-        num_pages = -(-seq.num_computed // self._page_size)
-        seq.host_pages = [self.host.take() for _ in range(num_pages)]
-        self._swap_out.extend(zip(seq.pages, seq.host_pages, strict=False))
+        """Give its pages back, their contents moved to the host, which has room for them."""
+        seq.host_pages = [self.host.take() for _ in range(-(-seq.num_computed // self._page_size))]
+        self._moves.swap_out.extend(zip(seq.pages, seq.host_pages, strict=False))
         self._leaving.append(seq)
-        self.num_swaps += 1
+        self._stats.swaps += 1
         self._release_pages(seq)
 
     def forget(self, seq: Sequence, sampled: bool) -> None:
@@ -156,23 +136,18 @@ class Memory:
             self.cache.forget(top)
         self._release_pages(seq)
 
-    def drop_host(self, seq: Sequence, pending: bool = True) -> None:
-        """Give back its pages on the host; a move to there that no plan carries yet is not made (pending)."""
-        if not seq.host_pages or self.host is None:
-            return
-        if pending and self._swap_out:
-            mine = frozenset(seq.host_pages)
-            self._swap_out = [move for move in self._swap_out if move[1] not in mine]
-        for page in seq.host_pages:
-            self.host.release(page)
-        seq.host_pages = []
+    def drop_host(self, seq: Sequence) -> None:
+        """Give back its pages on the host; a swap to there that no plan carries yet is not made."""
+        lost = frozenset(seq.host_pages)
+        if lost and self._moves.swap_out:
+            self._moves.swap_out = [move for move in self._moves.swap_out if move[1] not in lost]
+        self._free_host_pages(seq)
 
     def hand_over(self, plan: StepPlan) -> None:
         """Put the moves into the plan."""
-        plan.page_writes, self._page_writes = self._page_writes, []
-        plan.swap_out, self._swap_out = self._swap_out, []
-        plan.copies, self._copies = self._copies, []
-        plan.swap_in, self._swap_in = self._swap_in, []
+        moves, self._moves = self._moves, StepPlan(-1)
+        plan.page_writes, plan.copies = moves.page_writes, moves.copies
+        plan.swap_out, plan.swap_in = moves.swap_out, moves.swap_in
         self._leaving = []
         for node in self._copied:
             self.pages.release(node.page)
@@ -186,51 +161,37 @@ class Memory:
                 self.drop_host(seq)
                 seq.computed = 0
             self._leaving = []
-            self.cache.forget_pages_from(num_pages)
+            for node in [node for node in self.cache.nodes() if node.page >= num_pages]:
+                self.cache.forget(node)
         self.pages.resize(num_pages)
 
     def audit(self, sequences: Iterable[Sequence]) -> None:
         """Raise where a page is leaked, lost or doubly held. O(pages)."""
-        holders: dict[int, int] = {}
-        on_host: dict[int, int] = {}
         kept = [node.page for node in self.cache.nodes()]
-        for page in kept + [node.page for node in self._copied]:
-            holders[page] = holders.get(page, 0) + 1
+        holders, on_host = Counter(kept + [node.page for node in self._copied]), Counter[int]()
         for seq in sequences:
-            for page in seq.pages:
-                holders[page] = holders.get(page, 0) + 1
-            for page in seq.host_pages:
-                on_host[page] = on_host.get(page, 0) + 1
-        self.pages.audit(holders, kept)
-        if self.host is not None:
-            self.host.audit(on_host)
+            holders.update(seq.pages)
+            on_host.update(seq.host_pages)
+        self.pages.audit(holders, frozenset(kept))
+        self.host.audit(on_host, frozenset())
 
-    def _match(self, seq: Sequence) -> Match:
-        """Of all its tokens but the last, which is always computed: its logits are wanted."""
-        if not self._caching:
-            return Match([])
-        return self.cache.match(seq.cache_salt, seq.tokens, len(seq.tokens) - 1)
+    def _insert(self, seq: Sequence, key: tuple[int, ...]) -> Node | None:
+        """The node that holds key after seq's last whole page there; a new one where there is none."""
+        if seq.tail is not None:
+            return self.cache.lengthen(seq.tail, key)
+        return self.cache.extend(seq.node, seq.arrival.cache_salt, key, seq.pages[seq.num_shared])
 
-    def _make_room(self, num_pages: int) -> None:
-        missing = num_pages - self.pages.num_free
-        if missing > 0:
-            self.cache.evict(missing)
-
-    def _count_start(self, seq: Sequence, swapped: list[int]) -> None:
-        seq.prefix_hit_tokens = seq.num_shared * self._page_size if swapped else seq.computed
-        self.num_recomputed_tokens += max(0, seq.peak - seq.computed)
-        if seq.preemptions == 0:
-            self.num_queries += 1
-            self.num_query_tokens += len(seq.tokens)
-            self.num_hit_tokens += seq.computed
+    def _free_host_pages(self, seq: Sequence) -> None:
+        for page in seq.host_pages:
+            self.host.release(page)
+        seq.host_pages = []
 
     def _release_pages(self, seq: Sequence) -> None:
         for page in seq.pages:
             self.pages.release(page)
-        for node in (seq.tail, seq.node):
-            if node is not None and not node.dead:
-                self.cache.touch(node)
-                break
+        last = next((node for node in (seq.tail, seq.node) if node is not None and not node.dead), None)
+        if last is not None:
+            self.cache.touch(last)
         seq.pages, seq.node, seq.num_shared, seq.tail = [], None, 0, None
-        if self._page_writes:
-            self._page_writes = [write for write in self._page_writes if write[0] != seq.row]
+        if self._moves.page_writes:
+            self._moves.page_writes = [write for write in self._moves.page_writes if write[0] != seq.row]

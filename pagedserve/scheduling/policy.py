@@ -10,17 +10,11 @@ from pagedserve.scheduling.request import Sequence
 
 
 def waiting_key(arrival_s: float, priority: int, priority_s: float) -> float:
-    """A request's place in the queue, smallest first.
+    """A request's place in the queue, smallest first: a level of priority is worth priority_s seconds of waiting.
 
-    A level of priority is worth priority_s seconds of waiting. All wait at the same pace, so the order of two
-    requests never changes while they wait: whoever waits long enough goes ahead of any later arrival.
+    All wait at the same pace, so the order of two never changes; who waits long enough is ahead of any later arrival.
     """
     return arrival_s - priority * priority_s
-
-
-def step_budget(config: SchedulerConfig, num_decodes: int) -> int:
-    """Prompt tokens that a step can take beside its decodes."""
-    return config.max_step_tokens - num_decodes
 
 
 def chunk_tokens(num_left: int, budget: int) -> int:
@@ -35,18 +29,16 @@ def watermark_pages(config: SchedulerConfig, num_pages: int, num_running: int) -
 
 def never_fits(num_prompt: int, max_tokens: int, config: SchedulerConfig, num_pages: int) -> str | None:
     """Why a request can never be computed, or None. The last sampled token is never computed, so needs no place."""
+    given, advice = (
+        f"prompt of {num_prompt} tokens and max_tokens {max_tokens}",
+        "shorten the prompt or lower max_tokens",
+    )
     num_tokens = num_prompt + max_tokens
     if num_tokens > config.max_model_len:
-        return (
-            f"prompt of {num_prompt} tokens and max_tokens {max_tokens} make {num_tokens}, over max_model_len "
-            f"{config.max_model_len}; shorten the prompt or lower max_tokens"
-        )
-    needed = -(-(num_tokens - 1) // config.page_size)
+        return f"{given} make {num_tokens}, over max_model_len {config.max_model_len}; {advice}"
+    needed, size = -(-(num_tokens - 1) // config.page_size), config.page_size
     if needed > num_pages:
-        return (
-            f"prompt of {num_prompt} tokens and max_tokens {max_tokens} need {needed} pages of {config.page_size} "
-            f"tokens; the whole pool has {num_pages}; shorten the prompt, lower max_tokens, or enlarge the pool"
-        )
+        return f"{given} need {needed} pages of {size} tokens; the whole pool has {num_pages}; {advice}"
     return None
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import enum
 import math
+import reprlib
 from operator import index
-from typing import TYPE_CHECKING
 
 from pagedserve.scheduling.events import Arrive
-
-if TYPE_CHECKING:
-    from pagedserve.scheduling.prefix import Node
+from pagedserve.scheduling.prefix import Node
 
 
 class State(enum.Enum):
-    """BLOCKED waits for another request's prompt; WAITING for a row and pages; RUNNING has both."""
+    """Where a request stands."""
 
-    BLOCKED = "blocked"
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
+    BLOCKED = "waits for another request's prompt"
+    WAITING = "waits for a row and pages"
+    RUNNING = "has both"
+    DONE = "is over"
 
 
 class Sequence:
@@ -28,47 +26,30 @@ class Sequence:
 
     There are no phases: a sequence has tokens, and of those a prefix is computed. Whose every token but the
     last is computed decodes, once it has sampled a token since it was given its row.
-
-    Attributes:
-        id, tenant, priority, cache_salt, tpot_target_s: as in Arrive.
-        tokens: the prompt, then what was sampled.
-        num_prompt: tokens of the prompt.
-        max_len: tokens at which it ends: prompt and max_tokens.
-        arrival_s, order: when it came, and as the how-manyth.
-        key: its place in the queue; smallest first (policy.waiting_key).
-        ttft_due_s, due_s: the times of its deadlines; inf for none.
-        row: its row in the runner's page table while it runs, else -1.
-        pages: its pages, in the order of its tokens.
-        prefix_hit_tokens: tokens it found computed when it last started.
-        preemptions: how often it gave its pages up.
     """
 
     def __init__(self, event: Arrive, prompt: list[int], order: int, key: float) -> None:
+        self.arrival = event
         self.id = event.id
-        self.tokens = prompt
+        self.tokens = prompt  # and what was sampled after it
         self.num_prompt = len(prompt)
-        self.max_len = len(prompt) + event.max_tokens
-        self.min_len = len(prompt) + event.min_tokens
+        self.max_len = len(prompt) + event.max_tokens  # tokens at which it ends
+        self.min_len = len(prompt) + event.min_tokens  # tokens from which a stop token ends it
         self.stop_token_ids = event.stop_token_ids
-        self.tenant = event.tenant
         self.priority = event.priority
-        self.cache_salt = event.cache_salt
-        self.tpot_target_s = event.tpot_target_s
-        self.arrival_s = event.t
-        self.order = order
-        self.key = key
-        self.ttft_due_s = math.inf if event.ttft_deadline_s is None else event.t + event.ttft_deadline_s
-        self.due_s = math.inf if event.deadline_s is None else event.t + event.deadline_s
+        self.order = order  # it came as the how-manyth
+        self.key = key  # its place in the queue (policy.waiting_key)
+        waits = (event.ttft_deadline_s, event.deadline_s)
+        self.due_s = event.t + min(math.inf if wait is None else wait for wait in waits)  # too late to start
         self.state = State.WAITING
         self.followers: list[Sequence] = []  # start once this prompt is computed
-        self.preemptions = 0
-        self.prefix_hit_tokens = 0
-        self.peak = 0  # the most tokens ever computed
-        self.needs_pages = 0  # what the pool lacked when it last could not start
-
-        self.row = -1
-        self.slot = -1  # place in the decode batch
-        self.due_tick = 0  # decode step at which it needs a page or ends; 0: none
+        self.preemptions = 0  # how often it gave its pages up
+        self.prefix_hit_tokens = 0  # tokens it found computed when it last started
+        self.peak = 0  # the most tokens that were computed when it was preempted
+        self.needs_pages = 0  # available pages without which it could not start when last tried
+        self.row = -1  # in the runner's page table, while it runs
+        self.slot = -1  # in the decode batch, while it decodes
+        self.due_tick = 0  # the decode step at which it ends or outgrows its pages; 0: none
         self.computed = 0  # stands still while it decodes; see num_computed
         self.pages: list[int] = []
         self.host_pages: list[int] = []  # its pages, while it is swapped out
@@ -81,18 +62,10 @@ class Sequence:
         """Tokens whose keys and values are in its pages."""
         return len(self.tokens) - 1 if self.slot >= 0 else self.computed
 
-    @property
-    def num_output(self) -> int:
-        """Tokens sampled so far."""
-        return len(self.tokens) - self.num_prompt
 
-    @property
-    def output(self) -> list[int]:
-        """The tokens sampled so far; a copy."""
-        return self.tokens[self.num_prompt :]
-
-    def __repr__(self) -> str:
-        return f"<{self.id} {self.state.value} {self.num_computed}/{len(self.tokens)} of {self.max_len}>"
+def is_finite(value: object) -> bool:
+    """A number that is neither infinite nor NaN."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def read_prompt(event: Arrive) -> list[int] | None:
@@ -106,34 +79,28 @@ def read_prompt(event: Arrive) -> list[int] | None:
 
 def invalid_arrival(event: Arrive, prompt: list[int] | None) -> str | None:
     """What is wrong with an arrival in itself: a sentence, or None."""
-    if not isinstance(event.id, str) or not event.id:
-        return f"id must be a string of at least one character; got {event.id!r}"
-    if not is_finite(event.t):
-        return f"t must be a finite time; got {event.t!r}"
-    if prompt is None:
-        return "prompt must be a sequence of token ids, ints of at least 0"
-    if not prompt:
-        return "prompt is empty; give at least one token"
-    if type(event.max_tokens) is not int or event.max_tokens < 1:
-        return f"max_tokens must be an int of at least 1; got {event.max_tokens!r}"
-    if type(event.min_tokens) is not int or not 0 <= event.min_tokens <= event.max_tokens:
-        return f"min_tokens must be an int from 0 to max_tokens ({event.max_tokens}); got {event.min_tokens!r}"
-    if type(event.priority) is not int or abs(event.priority) > 1_000_000:
-        return f"priority must be an int from -1000000 to 1000000; got {event.priority!r}"
-    if not isinstance(event.stop_token_ids, frozenset):
-        return f"stop_token_ids must be a frozenset; got {type(event.stop_token_ids).__name__}"
-    for name in ("tenant", "cache_salt"):
-        if not isinstance(getattr(event, name), str):
-            return f"{name} must be a string; got {getattr(event, name)!r}"
-    if event.after is not None and not isinstance(event.after, str):
-        return f"after must be a request's id or None; got {event.after!r}"
+
+    def is_count(value: object, least: int, most: int = 1 << 60) -> bool:
+        return type(value) is int and least <= value <= most
+
+    most = event.max_tokens if is_count(event.max_tokens, 1) else 0
+    rules = [
+        ("id", isinstance(event.id, str) and event.id != "", "a string of at least one character"),
+        ("t", is_finite(event.t), "a finite time"),
+        ("prompt", bool(prompt), "at least one token id, each an int of at least 0"),
+        ("max_tokens", is_count(event.max_tokens, 1), "an int of at least 1"),
+        ("min_tokens", is_count(event.min_tokens, 0, most), "an int from 0 to max_tokens"),
+        ("priority", is_count(event.priority, -1_000_000, 1_000_000), "an int from -1000000 to 1000000"),
+        ("stop_token_ids", isinstance(event.stop_token_ids, frozenset), "a frozenset of token ids"),
+        ("tenant", isinstance(event.tenant, str), "a string"),
+        ("cache_salt", isinstance(event.cache_salt, str), "a string"),
+        ("after", event.after is None or isinstance(event.after, str), "a request's id, or None"),
+    ]
     for name in ("ttft_deadline_s", "tpot_target_s", "deadline_s"):
         value = getattr(event, name)
-        if value is not None and not (is_finite(value) and value > 0):
-            return f"{name} must be a finite number of seconds above 0, or None; got {value!r}"
+        rules.append((name, value is None or (is_finite(value) and value > 0), "a number of seconds above 0, or None"))
+    for name, holds, wanted in rules:
+        if not holds:
+            given = getattr(event, name)
+            return f"{name} must be {wanted}; got {reprlib.repr(list(given) if isinstance(given, tuple) else given)}"
     return None
-
-
-def is_finite(value: object) -> bool:
-    """A number that is neither infinite nor NaN."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

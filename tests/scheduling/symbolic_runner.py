@@ -94,7 +94,7 @@ class SymbolicRunner:
         assert seq.row == row
         stop = start + num_tokens
         assert samples == (stop == len(seq.tokens))
-        parent, nonsense = self._names.setdefault((seq.cache_salt, -1), len(self._names)), False
+        parent, nonsense = self._names.setdefault((seq.arrival.cache_salt, -1), len(self._names)), False
         for position, token in enumerate(seq.tokens[:stop]):
             name = self._names.setdefault((parent, token), len(self._names))
             page = self._table[row, position // self.page_size]

@@ -27,7 +27,7 @@ from pagedserve.scheduling.events import (
     StepFailed,
     StepPlan,
 )
-from pagedserve.scheduling.log import decode, encode, encode_header, read_log, replay
+from pagedserve.scheduling.log import encode, encode_header, read_log, replay
 from pagedserve.scheduling.scheduler import Scheduler
 from tests.scheduling.symbolic_runner import SymbolicRunner, sum_sampler
 
@@ -236,17 +236,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_replay()
 
     def check_replay(self) -> None:
-        lines = [encode_header(self.config)] + [encode(record, made) for record, made in self.log]
+        lines = [encode_header(self.config)] + [encode(record, made) + "\n" for record, made in self.log]
         config, decoded = read_log(lines)
         assert config == self.config
         plans = iter(self.plans)
         records = list(decoded)
-        for (_, made), again in zip(records, replay(config, (record for record, _ in records)), strict=True):
-            assert again.decisions == made
-            if again.plan is not None:
-                assert as_lists(again.plan) == as_lists(next(plans))
+        for (_, made), (again, plan) in zip(records, replay(config, (record for record, _ in records)), strict=True):
+            assert again == made
+            if plan is not None:
+                assert as_lists(plan) == as_lists(next(plans))
         assert next(plans, None) is None
-        assert decode(lines[-1])[1] == self.log[-1][1] if self.log else True
 
 
 def as_lists(plan: StepPlan) -> StepPlan:
@@ -257,9 +256,9 @@ def as_lists(plan: StepPlan) -> StepPlan:
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=40,
+    max_examples=400,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
+    derandomize=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
