@@ -14,7 +14,7 @@ from pagedserve.scheduling.request import Sequence
 
 
 class SequenceHeap:
-    """Sequences by (key, order), smallest first. One of which belongs() does not hold any more has left."""
+    """Sequences by (key, order), smallest first; one leaves when belongs(it) no longer holds."""
 
     def __init__(self, belongs: Callable[[Sequence], bool]) -> None:
         self._belongs = belongs
@@ -32,12 +32,8 @@ class SequenceHeap:
     def head(self) -> Sequence | None:
         """The first; None where there is none."""
         while self._heap and not self._belongs(self._heap[0][2]):
-            self.pop()
+            heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
-
-    def pop(self) -> None:
-        """Without the head."""
-        heapq.heappop(self._heap)
 
 
 class DecodeBatch:
@@ -56,14 +52,10 @@ class DecodeBatch:
         self._stops: Counter[int] = Counter()  # stop token -> how many have it
         self._tick = 0
         self._calendar: dict[int, list[Sequence]] = {}
-        self._lent = False
+        self.lent = False  # to a plan: the lists do not change any more, copies take their place
 
     def __len__(self) -> int:
         return len(self.seqs)
-
-    def lend(self) -> None:
-        """A plan names the lists: they do not change from now on, others take their place."""
-        self._lent = True
 
     def join(self, seq: Sequence) -> None:
         """seq decodes from the next plan on."""
@@ -78,7 +70,6 @@ class DecodeBatch:
     def leave(self, seq: Sequence) -> None:
         """seq does not decode any more; the last takes its place."""
         self._own()
-        seq.computed = seq.num_computed
         slot = seq.slot
         self.seqs[-1].slot = slot
         self.seqs[slot], self.rows[slot], self.ids[slot] = self.seqs[-1], self.rows[-1], self.ids[-1]
@@ -116,10 +107,10 @@ class DecodeBatch:
         return due
 
     def _own(self) -> None:
-        if self._lent:
+        if self.lent:
             self.seqs, self.rows, self.ids = self.seqs.copy(), self.rows.copy(), self.ids.copy()
             self._tokens = self._tokens.copy()
-            self._lent = False
+            self.lent = False
 
 
 @dataclass(slots=True)

@@ -117,18 +117,19 @@ class Memory:
 
     def swap_out(self, seq: Sequence) -> None:
         """Give its pages back, their contents moved to the host, which has room for them."""
-        seq.host_pages = [self.host.take() for _ in range(-(-seq.num_computed // self._page_size))]
+        seq.computed = seq.num_computed
+        seq.host_pages = [self.host.take() for _ in range(-(-seq.computed // self._page_size))]
         self._moves.swap_out.extend(zip(seq.pages, seq.host_pages, strict=False))
         self._leaving.append(seq)
         self._stats.swaps += 1
         self._release_pages(seq)
 
-    def forget(self, seq: Sequence, sampled: bool) -> None:
+    def forget(self, seq: Sequence) -> None:
         """Its pages may hold nonsense: out of the prefix cache, then give them back.
 
         The pages it found there stay where it sampled a token with them: then they are sound.
         """
-        trusted = seq.prefix_hit_tokens // self._page_size if sampled else 0
+        trusted = seq.prefix_hit_tokens // self._page_size if seq.slot >= 0 else 0
         node, top = (seq.tail or seq.node), None
         while node is not None and node.depth > trusted:
             top, node = node, node.parent

@@ -93,12 +93,7 @@ class PageAllocator:
         self.num_pages = num_pages
 
     def audit(self, holders: Mapping[int, int], kept: Set[int]) -> None:
-        """Raise on the first page that is leaked, lost or doubly free. O(pages).
-
-        Args:
-            holders: page -> how many holds on it were found, the prefix cache's included.
-            kept: the pages found in the prefix cache.
-        """
+        """Raise where page -> number of holds found, or the pages found in the prefix cache, are not as counted."""
         for page, counted in enumerate(self._holders):
             found = holders.get(page, 0)
             if counted != found:

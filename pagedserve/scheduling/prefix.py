@@ -40,10 +40,7 @@ class Node:
 class PrefixCache:
     """Which page holds which prefix. It keeps one hold on each of its pages (PageAllocator.keep).
 
-    Args:
-        pages: the pool.
-        page_size: tokens per page.
-        price: price(start, stop) of computing tokens [start, stop) again.
+    price(start, stop) is that of computing tokens [start, stop) again.
     """
 
     def __init__(self, pages: PageAllocator, page_size: int, price: Callable[[int, int], float]) -> None:

@@ -181,7 +181,7 @@ class Scheduler:
             raise InvalidInput(f"step {event.step} has no sequence {min(strangers)!r} that could fail")
         for seq in flight.members if event.failed else ():
             if seq.id in event.failed and seq.state is State.RUNNING:
-                self._fail(seq, "its token could not be computed: no logit was a number")
+                self._finish(seq, "error", "its token could not be computed: no logit was a number", sound=False)
         self._flight = None
         if num_decodes:
             self._decoded(flight, tokens if num_decodes == num_samples else tokens[:num_decodes])
@@ -254,7 +254,7 @@ class Scheduler:
             sizes = [1] * len(flight.decodes) + [chunk.num_tokens for chunk in flight.plan.chunks]
             self._suspects.extend(zip(flight.members, sizes, strict=True))
         elif flight.members[0].state is State.RUNNING:
-            self._fail(flight.members[0], event.message or "its step failed")
+            self._finish(flight.members[0], "error", event.message or "its step failed", sound=False)
         self._resize(self._num_pages)
 
     def _resize(self, num_pages: int) -> None:
@@ -283,26 +283,21 @@ class Scheduler:
         self._wait(seq)
         self._decisions.append(events.Preempt(seq.id))
 
-    def _finish(self, seq: Sequence, reason: str, message: str = "") -> None:
+    def _finish(self, seq: Sequence, reason: str, message: str = "", sound: bool = True) -> None:
+        """seq is over; where it is not sound, what its pages hold is forgotten."""
         if seq.state is State.RUNNING:
-            self._stop(seq, self._memory.release)
+            self._stop(seq, self._memory.release if sound else self._memory.forget)
         self._end(seq, Finish(seq.id, reason, message))
-
-    def _fail(self, seq: Sequence, message: str) -> None:
-        """A running sequence could not be computed; what its pages hold is forgotten."""
-        sampled = seq.slot >= 0
-        self._stop(seq, lambda seq: self._memory.forget(seq, sampled))
-        self._end(seq, Finish(seq.id, "error", message))
 
     def _stop(self, seq: Sequence, give_back: Callable[[Sequence], None]) -> None:
         """seq runs no more; give_back takes its pages."""
         if self._flight is not None:
             self._flight.thinned = True
+        give_back(seq)
         if seq.slot >= 0:
             self._decodes.leave(seq)
         else:
             self._prompts.remove(seq)
-        give_back(seq)
         heapq.heappush(self._rows, seq.row)
         seq.row = -1
 
@@ -371,7 +366,7 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
         if not chunks and not num_decodes:
             return None
-        decodes.lend()
+        decodes.lent = True
         plan = StepPlan(self._num_steps, decodes.rows, decodes.ids, chunks)
         if not chunks and self.config.graph_buckets and num_decodes <= self.config.graph_buckets[-1]:
             plan.graph_bucket = self.config.graph_buckets[bisect_left(self.config.graph_buckets, num_decodes)]
@@ -393,6 +388,5 @@ class Scheduler:
         seq.needs_pages = 0
         seq.row = heapq.heappop(self._rows)
         seq.state = State.RUNNING
-        self._waiting.pop()
         self._prompts.append(seq)
         return seq

@@ -256,9 +256,9 @@ def as_lists(plan: StepPlan) -> StepPlan:
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=400,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
-    derandomize=False,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
