@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pagedserve.cache import KVPool
 from pagedserve.models.llama import Llama
 from pagedserve.models.tokenizer import BYTE_CHARACTERS
-from pagedserve.ops import KVLayer, StepLimits, step_builder
+from pagedserve.ops import StepLimits, step_builder
 
 PAGE_SIZE = 4
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "Ã ©", "1 2"]
@@ -82,11 +83,23 @@ def tiny_tensors() -> dict[str, tuple[np.ndarray, None]]:
 class Runner:
     """Runs a model's step on pages that are NaN until written, in an order of pages that is not theirs."""
 
-    def __init__(self, model: Llama, backend: str, *, num_seqs: int = 1, max_len: int = 64, max_rows: int = 64) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        backend: str,
+        *,
+        num_seqs: int = 1,
+        max_len: int = 64,
+        max_rows: int = 64,
+        kv_dtype: torch.dtype = torch.float32,
+    ) -> None:
         config, max_pages = model.config, -(-max_len // PAGE_SIZE)
         num_pages = num_seqs * max_pages
-        shape = (num_pages, PAGE_SIZE, config.num_kv_heads, config.head_dim)
-        layers = [KVLayer(torch.full(shape, torch.nan), torch.full(shape, torch.nan)) for _ in range(config.num_layers)]
+        sizes = (config.num_layers, config.num_kv_heads, config.head_dim)
+        layers = KVPool(*sizes, num_pages=num_pages, page_size=PAGE_SIZE, dtype=kv_dtype).layers()
+        for tensor in (tensor for layer in layers for tensor in layer if tensor is not None):
+            if tensor.dtype.is_floating_point:
+                tensor.fill_(torch.nan)
         limits = StepLimits(max_tokens=num_seqs * max_len, max_seqs=num_seqs, max_pages=max_pages, max_rows=max_rows)
         self.step = model.build(step_builder(backend, limits), layers)
         order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(1))

@@ -116,6 +116,18 @@ def test_two_sequences_in_chunks_then_token_by_token(pair, backend):
     assert relative_error(ours[1], logits[1]) <= 2e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn], ids=str)
+def test_smaller_keys_and_values_stay_near(kv_dtype, backend, tmp_path):
+    make_theirs("smollm2", tmp_path)
+    model, ids = read_model(tmp_path), random_ids(0)
+    exact = Runner(model, backend).run((0, ids))
+    near = Runner(model, backend, kv_dtype=kv_dtype).run((0, ids))
+    steps = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.int8: 1 / 127, torch.float8_e4m3fn: 2**-3}
+    # Random layers amplify a rounding of keys about eight times.
+    assert 0 < relative_error(near, exact) <= 12 * steps[kv_dtype]
+
+
 def test_every_feature_of_a_family_matters(tmp_path):
     """The comparison above can fail: each field that sets a family apart changes the logits."""
     folder = tmp_path / "gemma3"
