@@ -19,7 +19,6 @@ FAMILIES = {
     "qwen3": "Qwen 3, dense",
     "gemma3": "Gemma 3, text only",
 }
-ACTIVATIONS = ("silu", "gelu_tanh")
 MAX_LAYERS = 1024
 MAX_SIZE = 1 << 24  # of any axis: larger numbers are a corrupt file's
 
@@ -52,6 +51,7 @@ class ModelConfig:
         family: a key of FAMILIES.
         windows: [num_layers], the keys a query of that layer sees, itself included; 0: all.
         rope: of every layer; local_rope of the layers with a window where they have one of their own.
+        activation: of the gate, "silu" or "gelu_tanh".
         qkv_bias, o_bias, mlp_bias: which linear layers have biases.
         qk_norm: RMSNorm on each head of q and k.
         sandwich_norms: a norm behind attention and behind the MLP as well as before them.
