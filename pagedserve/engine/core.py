@@ -80,7 +80,6 @@ class LoopCounters:
         prompt_tokens: prompt tokens computed (again after a preemption, too).
         output_tokens: tokens sampled.
         step_s: seconds inside the runner.
-        preemptions, prefix_hit_tokens: summed over requests.
     """
 
     steps: int = 0
@@ -88,8 +87,6 @@ class LoopCounters:
     prompt_tokens: int = 0
     output_tokens: int = 0
     step_s: float = 0.0
-    preemptions: int = 0
-    prefix_hit_tokens: int = 0
 
 
 class EngineCore:
@@ -99,6 +96,7 @@ class EngineCore:
         scheduler: pure; only the loop's thread touches it.
         runner: likewise.
         clock: seconds; every time of events and metrics comes from it.
+        on_end: called in the loop's thread as its last act.
     """
 
     def __init__(
@@ -107,11 +105,13 @@ class EngineCore:
         runner: Runner,
         *,
         clock: Callable[[], float] = time.monotonic,
+        on_end: Callable[[], object] | None = None,
     ) -> None:
         self.clock = clock
         self.counters = LoopCounters()
         self._scheduler = scheduler
         self._runner = runner
+        self._on_end = on_end
         self._commands: SimpleQueue[Request | _Abort | _Close] = SimpleQueue()
         self._lock = threading.Lock()  # guards _requests and _closed
         self._requests: dict[str, Request] = {}
@@ -168,6 +168,8 @@ class EngineCore:
             self._die(error)
         finally:
             self._helper.stop()
+            if self._on_end is not None:
+                self._on_end()
 
     def _serve(self) -> None:
         busy = False
@@ -247,7 +249,6 @@ class EngineCore:
                 self._pending.ends.append((completion, decision))
             elif isinstance(decision, ev.Preempt):
                 self._completions[decision.id].metrics.preemptions += 1
-                self.counters.preemptions += 1
 
     def _compute(self, plan: ev.StepPlan) -> None:
         sampling = self._participants(plan)
@@ -291,7 +292,6 @@ class EngineCore:
     def _first_step(self, completion: CompletionState, prefix_hit_tokens: int) -> None:
         completion.metrics.scheduled_s = self.clock()
         completion.metrics.prefix_hit_tokens = prefix_hit_tokens
-        self.counters.prefix_hit_tokens += prefix_hit_tokens
 
     def _die(self, error: BaseException) -> None:
         """Tell everybody who waits, and everybody who comes."""

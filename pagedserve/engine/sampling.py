@@ -70,11 +70,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._integer("max_tokens", 1, None)
-        self._number("temperature", 0.0, None, "0 is greedy")
+        self._number("temperature", 0.0, 1000.0, "0 is greedy")
         self._integer("top_k", 0, 2**31 - 1, "0 turns it off")
-        self._number("top_p", 0.0, 1.0, "1 turns it off", above=True)
+        self._number("top_p", 1e-6, 1.0, "1 turns it off")
         self._number("min_p", 0.0, 1.0, "0 turns it off")
-        self._number("repetition_penalty", 0.0, None, "1 turns it off", above=True)
+        self._number("repetition_penalty", 0.01, 100.0, "1 turns it off")
         self._number("presence_penalty", -2.0, 2.0, "0 turns it off")
         self._number("frequency_penalty", -2.0, 2.0, "0 turns it off")
         self._integer("seed", 0, 2**64 - 1, optional=True)

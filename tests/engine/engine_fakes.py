@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from pagedserve.engine.async_engine import AsyncEngine
+from pagedserve.engine.channels import Mailboxes
 from pagedserve.engine.core import EngineCore
 from pagedserve.engine.door import Door
+from pagedserve.engine.llm import LLM
 from pagedserve.engine.requests import CompletionState, StepTokens
 from pagedserve.models.tokenizer import Detokenizer
 from pagedserve.scheduling.config import SchedulerConfig
@@ -106,10 +111,11 @@ def make_config(**changes) -> SchedulerConfig:
     return SchedulerConfig(**limits)
 
 
-def make_core(runner: FakeRunner | None = None, **changes) -> tuple[EngineCore, Door]:
-    """A core on a fake runner, and the door to it."""
+def make_core(runner: FakeRunner | None = None, **changes) -> tuple[EngineCore, Door, Scheduler]:
+    """A core on a fake runner, the door to it, and its scheduler."""
     config = make_config(**changes)
-    core = EngineCore(Scheduler(config), FakeRunner() if runner is None else runner)
+    scheduler = Scheduler(config)
+    core = EngineCore(scheduler, FakeRunner() if runner is None else runner)
     tokenizer = ByteTokenizer()
     door = Door(
         tokenizer,
@@ -119,4 +125,24 @@ def make_core(runner: FakeRunner | None = None, **changes) -> tuple[EngineCore, 
         seed=0,
         clock=core.clock,
     )
-    return core, door
+    return core, door, scheduler
+
+
+class FakeLLM(LLM):
+    """An LLM on a fake runner."""
+
+    def __init__(self, runner: FakeRunner | None = None, **changes) -> None:
+        self._start(*make_core(runner, **changes))
+
+
+class FakeAsyncEngine(AsyncEngine):
+    """An AsyncEngine on a fake runner."""
+
+    def __init__(self, runner: FakeRunner | None = None, **changes) -> None:
+        self._mailboxes = Mailboxes()
+        self._start(*make_core(runner, **changes))
+
+
+def program(code: str) -> str:
+    """Code for another interpreter, to which this file is known."""
+    return f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n{textwrap.dedent(code)}"

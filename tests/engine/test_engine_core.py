@@ -21,7 +21,7 @@ class Client:
     """Submits to a core and waits for results."""
 
     def __init__(self, runner=None, **changes):
-        self.core, self.door = make_core(runner, **changes)
+        self.core, self.door, self.scheduler = make_core(runner, **changes)
         self.done = SimpleQueue()
 
     def submit(self, prompt, id=None, **params):
@@ -296,7 +296,7 @@ def test_preemption_loses_nothing():
     with Client(runner, num_pages=16, max_seqs=4, watermark=0.0) as client:
         collectors = [client.submit(text, max_tokens=40) for text in ("abc", "defg", "hi", "jklmn")]
         client.wait(*collectors)
-        assert client.core.counters.preemptions > 0
+        assert client.scheduler.stats().preemptions > 0
     for collector, text in zip(collectors, ("abc", "defg", "hi", "jklmn"), strict=True):
         assert collector.completions[0].text == (text * 40)[:40]
     assert sum(collector.completions[0].metrics.preemptions for collector in collectors) > 0

@@ -12,11 +12,11 @@ from pagedserve.errors import InvalidInput
 NAN, INF = float("nan"), float("inf")
 REFUSED = [
     ("max_tokens", [0, -1, True, 1.5, "8", None, NAN]),
-    ("temperature", [-0.1, NAN, INF, True, "hot", None, 1j]),
+    ("temperature", [-0.1, 1000.1, NAN, INF, True, "hot", None, 1j]),
     ("top_k", [-1, 2**31, 1.0, False, None]),
-    ("top_p", [0, 0.0, -0.5, 1.01, NAN, True, None]),
+    ("top_p", [0, 0.0, 1e-40, -0.5, 1.01, NAN, True, None]),
     ("min_p", [-0.01, 1.1, NAN, False, "0"]),
-    ("repetition_penalty", [0, -1.0, NAN, INF, True]),
+    ("repetition_penalty", [0, -1.0, 1e-40, 101, NAN, INF, True]),
     ("presence_penalty", [-2.1, 2.1, NAN, True]),
     ("frequency_penalty", [-2.1, 2.1, -INF, None]),
     ("seed", [-1, 2**64, 0.0, True, "s"]),
