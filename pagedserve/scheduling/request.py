@@ -74,7 +74,7 @@ def read_prompt(event: Arrive) -> list[int] | None:
         tokens = list(map(index, event.prompt))
     except TypeError:
         return None
-    return None if tokens and (min(tokens) < 0 or bool in set(map(type, tokens))) else tokens
+    return None if min(tokens, default=0) < 0 else tokens
 
 
 def invalid_arrival(event: Arrive, prompt: list[int] | None) -> str | None:

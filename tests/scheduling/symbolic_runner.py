@@ -134,11 +134,16 @@ def run_dry(runner: SymbolicRunner, t: float = 0.0, limit: int = 10_000) -> list
     for _ in range(limit):
         made = step(runner, t)
         if made is None:
-            assert runner.scheduler.num_unfinished == 0, "requests are left, but there is nothing to do"
+            assert num_open(runner.scheduler) == 0, "requests are left, but there is nothing to do"
             return decisions
         decisions += made
         runner.scheduler.audit()
-    raise AssertionError(f"{runner.scheduler.num_unfinished} requests are left after {limit} steps")
+    raise AssertionError(f"{num_open(runner.scheduler)} requests are left after {limit} steps")
+
+
+def num_open(scheduler: Scheduler) -> int:
+    """Requests waiting or running."""
+    return scheduler.num_waiting + scheduler.num_running
 
 
 def endings(decisions: Iterable[Decision]) -> dict[str, str]:
