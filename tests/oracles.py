@@ -8,15 +8,12 @@ from torch import Tensor
 
 def gathered(pages: Tensor, scales: Tensor | None, page_ids: Tensor, kv_len: int) -> np.ndarray:
     """A sequence's rows, [kv_len, num_kv_heads, head_dim] float64."""
-    page_size = pages.shape[1]
-    rows = []
-    for token in range(kv_len):
-        page, row = int(page_ids[token // page_size]), token % page_size
-        value = pages[page, row].to(torch.float64)
-        if scales is not None:
-            value = value * scales[page, row].to(torch.float64)[:, None]
-        rows.append(value)
-    return torch.stack(rows).numpy() if rows else np.zeros((0, *pages.shape[2:]))
+    tokens = torch.arange(kv_len)
+    page, row = page_ids[tokens // pages.shape[1]].long(), tokens % pages.shape[1]
+    values = pages[page, row].to(torch.float64)
+    if scales is not None:
+        values = values * scales[page, row].to(torch.float64)[:, :, None]
+    return values.numpy()
 
 
 def visible(kv_len: int, q_len: int, query: int, window: int, tree_mask: Tensor | None) -> np.ndarray:
