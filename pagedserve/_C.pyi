@@ -252,6 +252,24 @@ class PackWeightParams:
     half_scales: int
     format: WeightFormat
 
+class StepInputs:
+    def __init__(self, **fields: object) -> None: ...
+    token_ids: int
+    positions: int
+    slot_mapping: int
+    q_starts: int
+    kv_lens: int
+    page_table: int
+    logit_rows: int
+    max_tokens: int
+    max_seqs: int
+    max_pages: int
+    max_rows: int
+    vocab_size: int
+    max_position: int
+    num_pages: int
+    page_size: int
+
 class Timing:
     @property
     def name(self) -> str: ...
@@ -263,7 +281,7 @@ class Timing:
 class Program:
     """A list of ops, replayed in one parallel region. One caller at a time."""
 
-    def __init__(self, isa: Isa) -> None: ...
+    def __init__(self, isa: Isa, inputs: StepInputs) -> None: ...
     def add(
         self,
         params: EmbedParams

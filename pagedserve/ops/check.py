@@ -170,9 +170,10 @@ def _bind(
                 f"{known + axis.plus} is needed"
             )
         return
-    size, rest = divmod(given - axis.plus, known) if known else (0, given - axis.plus)
-    if rest or size < 0:
-        at_least = f"at least {axis.plus}" if size < 0 else f"a multiple of {known}"
+    left = given - axis.plus
+    size = left // known if known else 0  # divmod cannot be traced
+    if left < 0 or size * known != left:
+        at_least = f"at least {axis.plus}" if left < 0 else f"a multiple of {known}"
         raise InvalidInput(f"{spec.name}: axis {place} of {name} ({axis.text}) is {given}; it must be {at_least}")
     sizes[unknown] = size
     bound[unknown] = name

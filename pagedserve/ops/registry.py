@@ -105,11 +105,12 @@ class StepRow:
     """A backend that records steps itself: module.name(limits, inputs, buffer_type) is its ops.StepBuilder."""
 
     backend: str
+    device: str
     module: str
     name: str
 
 
-STEP_BUILDERS: tuple[StepRow, ...] = (StepRow("cpu", "pagedserve.backends.cpu_step", "CpuStep"),)
+STEP_BUILDERS: tuple[StepRow, ...] = (StepRow("cpu", "cpu", "pagedserve.backends.cpu_step", "CpuStep"),)
 
 
 @functools.cache

@@ -273,8 +273,8 @@ def count(named: Named, sizes: Mapping[str, int]) -> dict[str, int]:
         q_lens = torch.full_like(lens, sizes["q_len"]) if starts is None else starts.diff().long()
         counts["num_tokens"] = int(q_lens.sum())
         counts["kv_tokens"] = int(lens[q_lens > 0].sum())
-        first = (lens - q_lens + 1).clamp(min=0)  # keys that the first query sees
-        counts["pairs"] = int(((first + lens) * torch.minimum(lens, q_lens) // 2).sum())
+        seeing = torch.minimum(lens, q_lens)  # queries that see a key: lens - seeing + 1 of them, up to lens
+        counts["pairs"] = int(((2 * lens - seeing + 1) * seeing // 2).sum())
     if "src_pages" in named:
         counts["page_numel"] = named["src"][0].numel() if len(named["src"]) else 0
     return counts

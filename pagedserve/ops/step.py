@@ -19,7 +19,7 @@ from torch import Tensor
 from pagedserve.errors import InvalidInput
 from pagedserve.ops import attention, cache, fused
 from pagedserve.ops.linear import embed, linear, take_rows
-from pagedserve.ops.registry import STEP_BUILDERS
+from pagedserve.ops.registry import STEP_BUILDERS, TABLE
 from pagedserve.ops.weight import Weight
 
 
@@ -157,6 +157,9 @@ class EagerStep:
     """
 
     def __init__(self, backend: str, limits: StepLimits, device: str | torch.device = "cpu") -> None:
+        names = {"auto": None} | dict.fromkeys(row.backend for row in TABLE)
+        if backend not in names:
+            raise InvalidInput(f"there is no backend {backend!r}; choose from {', '.join(names)}")
         self.limits = limits
         self.inputs = StepInputs(limits)
         self._backend = backend
@@ -327,7 +330,8 @@ def step_builder(backend: str, limits: StepLimits, device: str | torch.device = 
     """The builder of a backend: its own where it records programs, `EagerStep` otherwise.
 
     Args:
-        backend: "auto" or a backend's name; every op of the step runs on it.
+        backend: a backend's name; every op of the step runs on it. "auto": the first on this kind of device that
+            records steps itself; where there is none, each op finds its own.
         limits: sizes of the largest step.
         device: where buffers live.
 
@@ -335,7 +339,7 @@ def step_builder(backend: str, limits: StepLimits, device: str | torch.device = 
         InvalidInput: there is no such backend.
     """
     for row in STEP_BUILDERS:
-        if row.backend == backend:
+        if backend == row.backend or (backend == "auto" and torch.device(device).type == row.device):
             make: Callable[..., StepBuilder] = getattr(importlib.import_module(row.module), row.name)
             return make(limits, StepInputs(limits), Buffer)
     return EagerStep(backend, limits, device)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison itself: backends that are wrong in a known way must be caught."""
+
+import pytest
+import torch
+
+from pagedserve.backends.reference import attention, cache, fused, linear
+from pagedserve.ops import registry
+from pagedserve.ops.cases import make_inputs
+from pagedserve.ops.registry import Row
+from pagedserve.specs import SPECS
+from tests.ops.agreement import check_backend
+
+
+def one_key_more(*arguments):
+    arguments = list(arguments)
+    arguments[4] = torch.where(arguments[4] > 0, arguments[4] + 1, 0)
+    attention.paged_decode(*arguments)
+
+
+def ignores_the_window(*arguments):
+    attention.paged_decode(*arguments[:14], 0, arguments[15])
+
+
+def lse_without_sinks(*arguments):
+    attention.paged_decode(*arguments)
+    if arguments[6] is not None:
+        arguments[11].sub_(0.01)
+
+
+def empty_rows_untouched(*arguments):
+    kept = arguments[10].clone().fill_(1.0)
+    attention.paged_decode(*arguments)
+    empty = (arguments[4] <= 0).repeat_interleave(arguments[12])
+    arguments[10][empty] = kept[empty]
+
+
+def norm_in_low_precision(x, weight, residual, out, eps, accumulate):
+    fused.rms_norm(x.bfloat16().to(x.dtype), weight, residual, out, eps, accumulate)
+
+
+def residual_forgotten(x, weight, residual, out, eps, accumulate):
+    fused.rms_norm(x, weight, None if residual is None else residual.clone(), out, eps, accumulate)
+
+
+def skipped_tokens_are_written(k, v, k_pages, v_pages, slots, k_scales, v_scales):
+    free = min(set(range(k_pages.shape[0] * k_pages.shape[1])) - set(slots.tolist()))
+    cache.append_kv(k, v, k_pages, v_pages, torch.where(slots < 0, free, slots), k_scales, v_scales)
+
+
+def linear_of_exact_input(x, weight, bias, out, accumulate):
+    product = x @ weight.dense().to(x.dtype).T + (0 if bias is None else bias)
+    out.copy_(out + product if accumulate else product)
+
+
+def one_row_off(x, rows, out):
+    linear.take_rows(x, (rows + 1) % len(x), out)
+
+
+WRONG = [
+    ("paged_decode", one_key_more),
+    ("paged_decode", ignores_the_window),
+    ("paged_decode", lse_without_sinks),
+    ("paged_decode", empty_rows_untouched),
+    ("rms_norm", norm_in_low_precision),
+    ("rms_norm", residual_forgotten),
+    ("append_kv", skipped_tokens_are_written),
+    ("linear", linear_of_exact_input),
+    ("take_rows", one_row_off),
+]
+
+
+@pytest.fixture
+def wrong_backend(monkeypatch):
+    """Adds a backend "wrong" for one op."""
+
+    def add(op, function):
+        row = Row(op, "wrong", "wrong")
+        monkeypatch.setattr(registry, "rows_of", lambda name: tuple(row for row in registry.TABLE if row.op == name))
+        monkeypatch.setattr(registry, "TABLE", (*registry.TABLE, row))
+        load = registry._load
+        monkeypatch.setattr(registry, "_load", lambda module, op: function if module == "wrong" else load(module, op))
+        registry.choose.cache_clear()
+
+    yield add
+    monkeypatch.undo()
+    registry.choose.cache_clear()
+
+
+@pytest.mark.parametrize("op, function", WRONG, ids=lambda value: getattr(value, "__name__", value))
+def test_a_wrong_backend_is_rejected(op, function, wrong_backend):
+    wrong_backend(op, function)
+    failed = 0
+    for case in SPECS[op].cases():
+        if case.dtypes.get("q", "float32") != "float32":
+            continue
+        try:
+            check_backend(op, case, make_inputs(op, case), "wrong")
+        except (AssertionError, IndexError):
+            failed += 1
+    assert failed
+
+
+def test_a_right_backend_is_not(wrong_backend):
+    wrong_backend("rms_norm", fused.rms_norm)
+    for case in SPECS["rms_norm"].cases():
+        check_backend("rms_norm", case, make_inputs("rms_norm", case), "wrong")
