@@ -85,9 +85,8 @@ class BuildExt(build_ext):
     def compile_one(self, ext, objects_dir, source, folder, flags):
         out = str(objects_dir / folder)
         (target,) = self.compiler.object_filenames([source], output_dir=out)
-        headers = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
-        newest = max(headers, os.path.getmtime(source), os.path.getmtime(__file__))
-        if not os.path.exists(target) or os.path.getmtime(target) < newest:
+        if is_stale(Path(target)):
+            flags = [*flags, "-MMD"]
             self.compiler.compile([source], output_dir=out, include_dirs=ext.include_dirs, extra_postargs=flags)
         return target
 
@@ -105,6 +104,16 @@ class BuildExt(build_ext):
             except (CompileError, LinkError):
                 name = self.compiler.compiler_cxx[0]
                 stop(f"`{name}` does not compile C++17 with OpenMP: `apt install g++`, say, or name another with CXX=")
+
+
+def is_stale(target: Path) -> bool:
+    """Whether this file or one that the object was made from, as the compiler listed them beside it, is newer."""
+    listed = target.with_suffix(".d")
+    if not target.exists() or not listed.exists():
+        return True
+    made_from = [Path(name) for name in listed.read_text().replace("\\\n", "").partition(":")[2].split()]
+    age = target.stat().st_mtime
+    return any(not path.exists() or path.stat().st_mtime > age for path in (*made_from, Path(__file__)))
 
 
 def num_processors() -> int:
