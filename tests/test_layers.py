@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pagedserve"
 ANY = {"*"}
 
-# Beside itself, the standard library, errors and settings.
+# Beside itself, the standard library, errors, settings and memory.
 MAY_IMPORT = {
     "errors": set(),
     "settings": set(),
+    "memory": {"torch"},
     "scheduling": set(),
     "specs": set(),
     "backends": {"specs", "_C", "torch"},
@@ -62,7 +63,7 @@ def backend(dotted: str) -> str:
 
 
 def allowed(own: str, wanted: str, top: str) -> bool:
-    everybody = wanted in (own, "errors", "settings", "__version__")
+    everybody = wanted in (own, "errors", "settings", "memory", "__version__")
     standard = top != "pagedserve" and top in sys.stdlib_module_names
     return everybody or standard or MAY_IMPORT[own] == ANY or wanted in MAY_IMPORT[own]
 

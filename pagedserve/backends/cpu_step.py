@@ -8,7 +8,7 @@ that makes it where there is one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pagedserve import _C
 from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends.cpu import TEAMS, isa, packed
 from pagedserve.errors import InvalidInput
+from pagedserve.memory import Arena
 
 LOW_BIT = ("q8", "q4")
 PER = {"token": _C.Per.token, "row": _C.Per.row}
@@ -37,13 +38,15 @@ class CpuStep:
         self._ops: list[tuple[Any, _C.Per]] = []
         self._kept: list[Any] = []  # what the program's addresses point into
         self._bounds: dict[str, int] = {}
-        self._quantised = _Quantised(limits)
+        self._arena = Arena()
+        self._quantised = _Quantised(limits, self._arena)
 
     def buffer(self, width: int, per: str = "token") -> Any:
         rows = {"token": self.limits.max_tokens, "row": self.limits.max_rows}
         if per not in rows or width < 1:
             raise InvalidInput(f"buffer(width={width}, per={per!r}); width is 1 or above, per 'token' or 'row'")
-        return self._buffer_type(torch.zeros(rows[per], width, dtype=torch.float32), per)
+        memory = self._arena.take(rows[per] * width * 4)
+        return self._buffer_type(memory.view(torch.float32).view(rows[per], width), per)
 
     def embed(self, weight: Any, *, out: Any, scale: float = 1.0) -> None:
         _same("embed: out's width", out.width, "the weight's in_features", weight.in_features)
@@ -254,42 +257,52 @@ class RecordedStep:
 class _Quantised:
     """Which buffers stand quantised at this point of the recording, and who could have quantised the others."""
 
-    def __init__(self, limits: Any) -> None:
+    def __init__(self, limits: Any, arena: Arena) -> None:
         self._rows = {"token": limits.max_tokens, "row": limits.max_rows}
-        self._memory: dict[tuple[int, int], Tensor] = {}  # by address and width
-        self._ready: dict[tuple[int, int], int] = {}  # to the buffer's storage
-        self._makers: dict[tuple[int, int], tuple[Any, int]] = {}  # params that can quantise what they write; storage
+        self._arena = arena
+        self._memory: dict[_Place, Tensor] = {}
+        self._ready: set[_Place] = set()
+        self._makers: dict[_Place, Any] = {}  # params that can quantise what they write
 
     def forget(self, buffer: Any) -> None:
-        """The buffer is written: what was known of its storage is no more."""
-        storage = _storage(buffer)
-        self._ready = {key: of for key, of in self._ready.items() if of != storage}
-        self._makers = {key: (params, of) for key, (params, of) in self._makers.items() if of != storage}
+        """The buffer is written: what was known of its bytes is no more."""
+        written = _Place.of(buffer)
+        self._ready = {place for place in self._ready if not place.overlaps(written)}
+        self._makers = {place: params for place, params in self._makers.items() if not place.overlaps(written)}
 
     def made_by(self, params: Any, out: Any) -> None:
-        self._makers[_key(out)] = params, _storage(out)
+        self._makers[_Place.of(out)] = params
 
     def of(self, x: Any) -> tuple[Any, int]:
         """Params that must be recorded first, or None, and the address of x quantised."""
-        key = _key(x)
-        if key not in self._memory:
-            self._memory[key] = torch.empty(_C.quantized_bytes(self._rows[x.per], x.width), dtype=torch.uint8)
-        address = self._memory[key].data_ptr()
-        if key in self._ready:
+        place = _Place.of(x)
+        if place not in self._memory:
+            self._memory[place] = self._arena.take(_C.quantized_bytes(self._rows[x.per], x.width))
+        address = self._memory[place].data_ptr()
+        if place in self._ready:
             return None, address
-        self._ready[key] = _storage(x)
-        if key in self._makers:
-            self._makers[key][0].quantized = address
+        self._ready.add(place)
+        if place in self._makers:
+            self._makers[place].quantized = address
             return None, address
         return params_of.quantize_rows(x.tensor, address), address
 
 
-def _key(buffer: Any) -> tuple[int, int]:
-    return buffer.tensor.data_ptr(), buffer.width
+class _Place(NamedTuple):
+    """Where a buffer lies: of two column ranges of one buffer each spans the other's, and counts as overlapping it."""
 
+    begin: int
+    end: int
+    width: int
 
-def _storage(buffer: Any) -> int:
-    return buffer.tensor.untyped_storage().data_ptr()
+    @staticmethod
+    def of(buffer: Any) -> _Place:
+        begin = buffer.tensor.data_ptr()
+        elements = (len(buffer.tensor) - 1) * buffer.tensor.stride(0) + buffer.width
+        return _Place(begin, begin + elements * buffer.tensor.element_size(), buffer.width)
+
+    def overlaps(self, other: _Place) -> bool:
+        return self.begin < other.end and other.begin < self.end
 
 
 def _heads(op: str, buffer: Any, head_dim: int) -> Tensor:

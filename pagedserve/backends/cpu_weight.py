@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pagedserve import _C
+from pagedserve.memory import Arena
 
-ALIGNMENT = 64
+ARENA = Arena()  # of all packed weights: layers packed one after the other lie one after the other
 
 
 class PackedWeight:
@@ -27,8 +26,8 @@ class PackedWeight:
             _C.fits_half(tensor.data_ptr(), tensor.numel()) for tensor in (scales, minimums) if tensor is not None
         )
         size = _C.packed_bytes(self.format, weight.out_features, weight.in_features, half)
-        self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-        self.address = (self._memory.data_ptr() + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        self._memory = ARENA.take(size)
+        self.address = self._memory.data_ptr()
         params = _C.PackWeightParams(
             data=weight.values.data_ptr(),
             scales=0 if scales is None else scales.data_ptr(),

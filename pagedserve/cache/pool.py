@@ -4,8 +4,6 @@
 The pool holds bytes; who holds which page is the scheduler's business.
 """
 
-import contextlib
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from pagedserve import ops
 from pagedserve.cache.layout import PageLayout
 from pagedserve.errors import InvalidInput
+from pagedserve.memory import host_bytes
 from pagedserve.ops import KVLayer
 
 
@@ -98,19 +97,14 @@ def _allocate(num_pages: int, page_bytes: int) -> Tensor:
     Attention over 2 KiB runs all over a pool is 7 to 20 % faster with them: fewer address translations.
     """
     num_bytes = num_pages * page_bytes
-    if num_bytes == 0:
-        return torch.empty(num_pages, page_bytes, dtype=torch.uint8)
     try:
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = host_bytes(num_bytes)
     except (OSError, OverflowError) as error:
         raise InvalidInput(
             f"KVPool: no memory for {num_pages} pages of {page_bytes} bytes ({num_bytes / 2**30:.1f} GiB): {error}; "
             "give fewer pages, or int8 keys and values"
         ) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, page_bytes)
+    return memory.view(num_pages, page_bytes)
 
 
 def _copy(src: Tensor, dst: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
