@@ -52,6 +52,13 @@ void write(const LinearParams& p, int64_t first_row, int64_t token, Vec sum) {
   store(out, sum, rows);
 }
 
+// A panel whose run, the next contiguous bytes that this worker reads, ends with panel `last`.
+Panel panel_of(const LinearParams& p, const Matrix& matrix, int64_t panel, int64_t last) {
+  const int64_t bytes = matrix.layout.panel_bytes;
+  const uint8_t* data = matrix.panels + panel * bytes;
+  return {data, smaller(data + kAheadBytes, matrix.panels + last * bytes), matrix.layout, p.in_features / kBlock};
+}
+
 template <WeightFormat format, bool half_scales>
 struct LowBit {
   static constexpr int kTokens = kMaxTokens;
@@ -60,14 +67,13 @@ struct LowBit {
   const QuantizedBlock* x;
 
   template <int tokens>
-  void multiply(int64_t panel, int64_t next, int64_t token) const {
-    const int64_t bytes = matrix.layout.panel_bytes, blocks = p.in_features / kBlock;
-    const LowBitPanel at{matrix.panels + panel * bytes, matrix.panels + next * bytes, matrix.layout, blocks};
-    const QuantizedBlock* tile = x + token / kTileTokens * blocks;
+  void multiply(int64_t panel, int64_t last, int64_t token) const {
+    const Panel at = panel_of(p, matrix, panel, last);
+    const QuantizedBlock* tile = x + token / kTileTokens * at.blocks;
     for (int row = 0; row < kPanelRows; row += kLanes) {
-      Vec sums[tokens];
-      multiply_low_bit<format, half_scales>(at, row, tile, static_cast<int>(token % kTileTokens), sums);
-      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums[t]);
+      const auto sums =
+          multiply_low_bit<format, half_scales, tokens>(at, row, tile, static_cast<int>(token % kTileTokens));
+      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums.of[t]);
     }
   }
 };
@@ -79,12 +85,11 @@ struct Dense {
   const Matrix& matrix;
 
   template <int tokens>
-  void multiply(int64_t panel, int64_t, int64_t token) const {
+  void multiply(int64_t panel, int64_t last, int64_t token) const {
+    const Panel at = panel_of(p, matrix, panel, last);
     for (int row = 0; row < kPanelRows; row += kLanes) {
-      Vec sums[tokens];
-      multiply_dense<format>(matrix.panels + panel * matrix.layout.panel_bytes, row, p.x + token * p.x_stride,
-                             p.x_stride, p.in_features, sums);
-      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums[t]);
+      const auto sums = multiply_dense<format, tokens>(at, row, p.x + token * p.x_stride, p.x_stride, p.in_features);
+      for (int t = 0; t < tokens; ++t) write(p, panel * kPanelRows + row, token + t, sums.of[t]);
     }
   }
 };
@@ -92,24 +97,24 @@ struct Dense {
 // One panel and tokens [begin, end), the largest power of two at a time. begin is a multiple of kTileTokens, so a
 // group of tokens never straddles a tile unless it is two whole ones.
 template <class Product>
-void multiply_tokens(const Product& product, int64_t panel, int64_t next, int64_t begin, int64_t end) {
+void multiply_tokens(const Product& product, int64_t panel, int64_t last, int64_t begin, int64_t end) {
   constexpr int kTokens = Product::kTokens;
   for (int64_t token = begin; token < end;) {
     const int64_t left = end - token;
     if (kTokens >= 16 && left >= 16) {
-      product.template multiply<kTokens >= 16 ? 16 : 1>(panel, next, token);
+      product.template multiply<kTokens >= 16 ? 16 : 1>(panel, last, token);
       token += 16;
     } else if (kTokens >= 8 && left >= 8) {
-      product.template multiply<kTokens >= 8 ? 8 : 1>(panel, next, token);
+      product.template multiply<kTokens >= 8 ? 8 : 1>(panel, last, token);
       token += 8;
     } else if (kTokens >= 4 && left >= 4) {
-      product.template multiply<kTokens >= 4 ? 4 : 1>(panel, next, token);
+      product.template multiply<kTokens >= 4 ? 4 : 1>(panel, last, token);
       token += 4;
     } else if (kTokens >= 2 && left >= 2) {
-      product.template multiply<kTokens >= 2 ? 2 : 1>(panel, next, token);
+      product.template multiply<kTokens >= 2 ? 2 : 1>(panel, last, token);
       token += 2;
     } else {
-      product.template multiply<1>(panel, next, token);
+      product.template multiply<1>(panel, last, token);
       token += 1;
     }
   }
@@ -120,7 +125,7 @@ void multiply_all(const Product& product, const LinearParams& p, int64_t num_pan
   if (p.num_tokens <= kStaticTokens) {
     const Range own = worker.share(num_panels);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      multiply_tokens(product, panel, smaller(panel + 1, own.end - 1), 0, p.num_tokens);
+      multiply_tokens(product, panel, own.end - 1, 0, p.num_tokens);
     }
     return;
   }
@@ -130,8 +135,7 @@ void multiply_all(const Product& product, const LinearParams& p, int64_t num_pan
     const int64_t first_token = task / groups * kChunkTokens, first = task % groups * group;
     const int64_t end = smaller(first + group, num_panels);
     for (int64_t panel = first; panel < end; ++panel) {
-      multiply_tokens(product, panel, smaller(panel + 1, end - 1), first_token,
-                      smaller(first_token + kChunkTokens, p.num_tokens));
+      multiply_tokens(product, panel, end - 1, first_token, smaller(first_token + kChunkTokens, p.num_tokens));
     }
   }
 }

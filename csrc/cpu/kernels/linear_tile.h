@@ -157,65 +157,97 @@ inline Vec load_scales(const uint8_t* p, int64_t at) {
   return load(reinterpret_cast<const float*>(p) + at);
 }
 
-// A panel of q8 or q4, and where to fetch ahead while it is worked on.
-struct LowBitPanel {
+// How far in front of its reads a worker asks for a weight's bytes: at 20 GB/s a core, 400 ns. Zen 4, 2 cores, 1 token:
+// 26 GB/s with the processor's own prefetching, 37 with 6 KB, 44 with 8 KB, 41 with 12 KB.
+constexpr int64_t kAheadBytes = 8192;
+
+// Past the larger caches where a line is used once: what they hold, keys and values among it, stays.
+template <int tokens>
+inline void fetch_line(const uint8_t* p) {
+  if constexpr (tokens <= 4) {
+    __builtin_prefetch(p, 0, 0);
+  } else {
+    __builtin_prefetch(p, 0, 3);
+  }
+}
+
+struct Panel {
   const uint8_t* data;
-  const uint8_t* ahead;  // the next panel's bytes
+  const uint8_t* ahead;  // what to fetch while it is worked on, byte for byte
   PanelLayout layout;
-  int64_t blocks;
+  int64_t blocks;  // of q8 and q4
+};
+
+// One sum a token, of kLanes rows of the panel.
+template <int tokens>
+struct Sums {
+  Vec of[tokens];
+
+  // From registers: sums that were kept here all along, the compiler would write back at every step.
+  static Sums from(const Vec (&sums)[tokens]) {
+    Sums result;
+#pragma GCC unroll 16
+    for (int t = 0; t < tokens; ++t) result.of[t] = sums[t];
+    return result;
+  }
 };
 
 // sums[t] = row . x of `tokens` tokens from `slot` of a tile on; per block first the minimums' term, then the codes'.
 template <WeightFormat format, bool half_scales, int tokens>
-inline void multiply_low_bit(const LowBitPanel& panel, int first_row, const QuantizedBlock* tile, int slot,
-                             Vec (&sums)[tokens]) {
+inline Sums<tokens> multiply_low_bit(const Panel& panel, int first_row, const QuantizedBlock* tile, int slot) {
   constexpr int kGroup = tokens < 4 ? tokens : 4;  // integer chains in flight
   constexpr int kBytes = format == WeightFormat::kQ8 ? 512 : 256;
   constexpr int kLines = format == WeightFormat::kQ8 ? 9 : 5;  // of a block with its scales
-  for (int t = 0; t < tokens; ++t) sums[t] = zero();
-  for (int64_t block = 0; block < panel.blocks; ++block) {
-    for (int line = 0; line < kLines; ++line) __builtin_prefetch(panel.ahead + (block * kLines + line) * 64);
-    const auto codes = BlockCodes::load<format>(panel.data + block * kBytes, first_row);
-    const int64_t at = block * kPanelRows + first_row;
-    if constexpr (format == WeightFormat::kQ4) {
-      const Vec minimums = load_scales<half_scales>(panel.data + panel.layout.minimums, at);
+  const QuantizedBlock* tiles[2] = {tile, tile + (tokens > kTileTokens ? panel.blocks : 0)};
+  const uint8_t *codes_at = panel.data, *ahead = panel.ahead;
+  const uint8_t *scales_at = panel.data + panel.layout.scales, *minimums_at = panel.data + panel.layout.minimums;
+  Vec sums[tokens];
 #pragma GCC unroll 16
-      for (int t = 0; t < tokens; ++t) {
-        const QuantizedBlock& x = tile[block + (t / kTileTokens) * panel.blocks];
-        sums[t] = fma(minimums, splat(x.scaled_sums[slot + t % kTileTokens]), sums[t]);
-      }
-    }
-    const Vec scales = load_scales<half_scales>(panel.data + panel.layout.scales, at);
+  for (int t = 0; t < tokens; ++t) sums[t] = zero();
+  for (int64_t block = 0, at = first_row; block < panel.blocks; ++block, at += kPanelRows) {
+    for (int line = 0; line < kLines; ++line) fetch_line<tokens>(ahead + line * 64);
+    const auto codes = BlockCodes::load<format>(codes_at, first_row);
+    const Vec scales = load_scales<half_scales>(scales_at, at);
+    const Vec minimums = format == WeightFormat::kQ4 ? load_scales<half_scales>(minimums_at, at) : zero();
 #pragma GCC unroll 4
     for (int first = 0; first < tokens; first += kGroup) {
-      const QuantizedBlock& x = tile[block + (first / kTileTokens) * panel.blocks];
+      const QuantizedBlock& x = *tiles[first / kTileTokens];
       const int from = slot + first % kTileTokens;
       Ints dots[kGroup];
       codes.template dot<format>(x, from, dots);
 #pragma GCC unroll 4
       for (int t = 0; t < kGroup; ++t) {
-        sums[first + t] = fma(to_float(dots[t]), scales * splat(x.scales[from + t]), sums[first + t]);
+        Vec& sum = sums[first + t];
+        if (format == WeightFormat::kQ4) sum = fma(minimums, splat(x.scaled_sums[from + t]), sum);
+        sum = fma(to_float(dots[t]), scales * splat(x.scales[from + t]), sum);
       }
     }
+    codes_at += kBytes, ahead += 64 * kLines, ++tiles[0], ++tiles[1];
   }
+  return Sums<tokens>::from(sums);
 }
 
 // The same for f32 and bf16: sums[t] = row . x[t].
 template <WeightFormat format, int tokens>
-inline void multiply_dense(const uint8_t* panel, int first_row, const float* x, int64_t x_stride, int32_t in_features,
-                           Vec (&sums)[tokens]) {
+inline Sums<tokens> multiply_dense(const Panel& panel, int first_row, const float* x, int64_t x_stride,
+                                   int32_t in_features) {
+  Vec sums[tokens];
+#pragma GCC unroll 16
   for (int t = 0; t < tokens; ++t) sums[t] = zero();
+  const uint8_t* ahead = panel.ahead;
   if constexpr (format == WeightFormat::kF32) {
-    const float* w = reinterpret_cast<const float*>(panel) + first_row;
-    for (int32_t k = 0; k < in_features; ++k) {
-      const Vec column = load(w + int64_t{k} * kPanelRows);
+    const float* w = reinterpret_cast<const float*>(panel.data) + first_row;
+    for (int32_t k = 0; k < in_features; ++k, w += kPanelRows, ahead += 64) {
+      fetch_line<tokens>(ahead);
+      const Vec column = load(w);
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t) sums[t] = fma(column, splat(x[t * x_stride + k]), sums[t]);
     }
-    return;
+    return Sums<tokens>::from(sums);
   }
-  const Bf16* w = reinterpret_cast<const Bf16*>(panel) + 2 * first_row;
-  for (int32_t k = 0; k < in_features; k += 2, w += 2 * kPanelRows) {
+  const Bf16* w = reinterpret_cast<const Bf16*>(panel.data) + 2 * first_row;
+  for (int32_t k = 0; k < in_features; k += 2, w += 2 * kPanelRows, ahead += 64) {
+    fetch_line<tokens>(ahead);
     Vec even, odd;
     load_even_odd(w, even, odd);
 #pragma GCC unroll 8
@@ -224,6 +256,7 @@ inline void multiply_dense(const uint8_t* panel, int first_row, const float* x, 
       if (k + 1 < in_features) sums[t] = fma(odd, splat(x[t * x_stride + k + 1]), sums[t]);
     }
   }
+  return Sums<tokens>::from(sums);
 }
 
 }  // namespace
