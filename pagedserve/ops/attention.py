@@ -52,13 +52,14 @@ def paged_decode(
         kv_lens: [num_seqs] int32, tokens, the queries' own included. 0 or below: the row is empty.
         q_len: queries of each sequence, for speculative verification.
         scale: multiplies q . k; default head_dim ** -0.5.
-        window: keys a query sees, itself included; None or 0: all.
+        window: keys a query sees, itself included; None, 0 or below: all.
         soft_cap: logit = soft_cap * tanh(logit / soft_cap), before ALiBi and masks; 0: off.
         sinks: [num_q_heads] float32, the logit of one more key with no value; it counts in lse.
         alibi_slopes: [num_q_heads] float32; adds slope * (key - query) to the logit.
         tree_mask: [num_seqs, q_len, q_len] bool: query i sees new key j. Earlier keys are all seen. None: causal.
         k_scales, v_scales: [num_pages, page_size, num_kv_heads] float32: value = code * scale.
-        out: like q; made if None. lse: [num_seqs * q_len, num_q_heads] float32; made if None and return_lse.
+        out: like q, sharing no memory with it; made if None.
+        lse: [num_seqs * q_len, num_q_heads] float32; made if None and return_lse.
         backend: "auto", or one of `backends_of("paged_decode")`. A named backend never falls back.
 
     Returns:
@@ -138,7 +139,7 @@ def paged_prefill(
 def _options(q: Tensor, scale: float | None, window: int | None, soft_cap: float) -> dict[str, Scalar]:
     if scale is None:
         scale = q.shape[-1] ** -0.5 if isinstance(q, Tensor) and q.dim() and q.shape[-1] else 1.0
-    return {"scale": scale, "window": max(window or 0, 0), "soft_cap": soft_cap}
+    return {"scale": scale, "window": 0 if window is None else window, "soft_cap": soft_cap}
 
 
 def merge_states(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagedserve.errors import InvalidInput
 from pagedserve.ops import rules
-from pagedserve.ops.check import DTYPE_NAMES, MAKE, Made, Operand, prepare
+from pagedserve.ops.check import DTYPE_NAMES, MAKE, Made, Operand, check_scalars, prepare
 from pagedserve.ops.registry import Call, choose, refusals, rows_of
 from pagedserve.ops.weight import Weight
 from pagedserve.specs import SPECS, OpSpec, TensorSpec
@@ -33,6 +33,7 @@ def run(
     Returns:
         The operands, with the outputs that were made.
     """
+    check_scalars(spec, scalars)
     made, bound = prepare(spec, operands, sizes)
     named = _named(spec, made)
     rules.check_sizes(spec.name, named, bound, scalars)
@@ -116,6 +117,7 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
         given = inputs.get(scalar.name)
         scalars[scalar.name] = scalar.default if given is None else given
     sizes = {name: int(scalars.get(name, inputs.get(name, 0))) for name in ("q_len", "num_top")}
+    check_scalars(spec, scalars)
     made, bound = prepare(spec, operands, sizes)
     named = _named(spec, made)
     rules.check_sizes(op, named, bound, scalars)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -77,6 +77,11 @@ def prepare(
             _check_layout(spec, entry, operand)
         else:
             _wrong_type(spec, entry, operand)
+        if operand.requires_grad and torch.is_grad_enabled():
+            raise InvalidInput(
+                f"{spec.name}: {entry.name} requires a gradient, and pagedserve computes none; "
+                f"call .detach(), or call the op under torch.no_grad()"
+            )
         if device is None:
             device = operand.device
         elif operand.device != device:
@@ -86,6 +91,22 @@ def prepare(
             )
         made.append(operand)
     return tuple(made), sizes
+
+
+SCALAR_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38
+
+
+def check_scalars(spec: OpSpec, scalars: Mapping[str, Any]) -> None:
+    """Types, and values that a params struct can hold."""
+    for entry in spec.scalars:
+        value = scalars[entry.name]
+        if not isinstance(value, SCALAR_TYPES[entry.type]):
+            raise InvalidInput(f"{spec.name}: {entry.name} is {value!r}, a {type(value).__name__}; give a {entry.type}")
+        if entry.type == "float" and not abs(value) <= LARGEST_FLOAT:
+            raise InvalidInput(f"{spec.name}: {entry.name} is {value}; give a finite number")
+        if entry.type == "int" and not abs(value) <= LARGEST_INT:
+            raise InvalidInput(f"{spec.name}: {entry.name} is {value}; give at most {LARGEST_INT}")
 
 
 def describe(entry: TensorSpec) -> str:

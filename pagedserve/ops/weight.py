@@ -59,6 +59,7 @@ class Weight:
                 f"Weight.from_dense takes a floating-point [out_features, in_features] tensor; "
                 f"got {tensor.dtype} {list(tensor.shape)}"
             )
+        tensor = tensor.detach()
         if format in ("f32", "bf16"):
             dtype = torch.float32 if format == "f32" else torch.bfloat16
             return Weight(format, tensor.to(dtype).contiguous())
@@ -99,6 +100,10 @@ class Weight:
     @property
     def device(self) -> torch.device:
         return self.values.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(tensor.requires_grad for tensor in self.tensors())
 
     def dense(self) -> Tensor:
         """[out_features, in_features] float32."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison itself: backends that are wrong in a known way must be caught."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,15 +92,14 @@ def wrong_backend(monkeypatch):
 @pytest.mark.parametrize("op, function", WRONG, ids=lambda value: getattr(value, "__name__", value))
 def test_a_wrong_backend_is_rejected(op, function, wrong_backend):
     wrong_backend(op, function)
-    failed = 0
-    for case in SPECS[op].cases():
-        if case.dtypes.get("q", "float32") != "float32":
-            continue
-        try:
-            check_backend(op, case, make_inputs(op, case), "wrong")
-        except (AssertionError, IndexError):
-            failed += 1
-    assert failed
+
+    def check_all():
+        for case in SPECS[op].cases():
+            short = replace(case, lens=case.lens[:3], q_lens=case.q_lens[:3])
+            check_backend(op, short, make_inputs(op, short), "wrong")
+
+    with pytest.raises((AssertionError, IndexError)):
+        check_all()
 
 
 def test_a_right_backend_is_not(wrong_backend):

@@ -134,6 +134,12 @@ def test_attention_sizes_that_are_not_supported(op, sizes, word):
         ("paged_decode", {"soft_cap": -1.0}, "soft_cap is -1.0"),
         ("paged_decode", {"soft_cap": math.nan}, "soft_cap is nan"),
         ("paged_decode", {"scale": math.inf}, "scale is inf"),
+        ("paged_decode", {"scale": "auto"}, "scale is 'auto', a str"),
+        ("paged_decode", {"scale": 1e39}, "scale is 1e+39"),
+        ("paged_decode", {"window": 2.0}, "window is 2.0, a float"),
+        ("paged_decode", {"window": 2**40}, "window is 1099511627776"),
+        ("rope", {"interleaved": None}, "interleaved is None"),
+        ("soft_cap", {"cap": math.nan}, "cap is nan"),
         ("paged_decode", {"q_len": 0}, "q_len is 0"),
         ("paged_decode", {"q_len": 2.5}, "q_len is 2.5"),
         ("paged_decode", {"backend": "cudnn"}, "'cudnn'"),
@@ -282,3 +288,50 @@ def test_rows_without_history_need_none():
     }
     for ours, theirs in zip(ops.sample(**none), ops.sample(**empty), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_refused_not_lost():
+    x, weight = torch.zeros(2, 8, requires_grad=True), torch.ones(8)
+    refused("rms_norm", {"x": x, "weight": weight}, "x requires a gradient")
+    with torch.no_grad():
+        ops.rms_norm(x, weight)
+    dense = torch.zeros(4, 8, requires_grad=True)
+    ops.linear(x.detach(), ops.Weight.from_dense(dense))
+
+
+EMPTY = [
+    ("paged_decode", {"num_seqs": 0}),
+    ("paged_prefill", {"num_seqs": 0, "num_tokens": 0}),
+    ("merge_states", {"num_tokens": 0}),
+    ("append_kv", {"num_tokens": 0}),
+    ("copy_pages", {"num_copies": 0}),
+    ("rms_norm", {"num_tokens": 0}),
+    ("rope", {"num_tokens": 0}),
+    ("silu_mul", {"num_tokens": 0}),
+    ("gelu_mul", {"num_tokens": 0}),
+    ("soft_cap", {"num_tokens": 0}),
+    ("linear", {"num_tokens": 0}),
+    ("embed", {"num_tokens": 0}),
+    ("take_rows", {"num_rows": 0}),
+    ("sample", {"num_rows": 0}),
+]
+
+
+@pytest.mark.parametrize("op, empty", EMPTY, ids=[op for op, _ in EMPTY])
+def test_nothing_to_do_is_done(op, empty):
+    """A batch of no sequences, tokens or rows, on every backend."""
+    call = make_inputs(op, next(iter(SPECS[op].cases())))
+    for entry in SPECS[op].tensors:
+        tensor = call.get(entry.name)
+        if not isinstance(entry, TensorSpec) or not isinstance(tensor, torch.Tensor):
+            continue
+        for place, axis in enumerate(entry.axes[: tensor.dim()]):
+            if set(axis.names) & empty.keys():
+                tensor = tensor.narrow(place, 0, axis.plus)
+        call[entry.name] = tensor
+    if op == "sample":
+        call["history"] = call["history"][:0]
+    for backend in ops.backends_of(op):
+        result = getattr(ops, op)(**call, backend=backend)
+        for tensor in result if isinstance(result, tuple) else (result,):
+            assert tensor is None or tensor.numel() == 0
