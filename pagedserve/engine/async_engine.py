@@ -54,7 +54,7 @@ class AsyncEngine(Face):
         channel = AsyncChannel(self._mailboxes.of_running_loop())
         request = self._door.request(tokens, params, channel, id=id)
         self._core.submit(request)
-        return AsyncStream(request.id, params.n, channel, self._core.abort)
+        return AsyncStream(request, channel, self._core.cancel)
 
     def abort(self, id: str) -> bool:
         """End a request; its stream ends with finish_reason "abort". False where there is none of this id."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from pagedserve.engine.outputs import Completion, Delta
+from pagedserve.engine.requests import Request
 from pagedserve.errors import PagedServeError
 
 
@@ -60,11 +61,12 @@ class Stream:
     Raises from its iteration what became of the request: RequestRejected, StepError, EngineClosed.
     """
 
-    def __init__(self, id: str, num_completions: int, channel: QueueChannel, abort: Callable[[str], object]) -> None:
-        self.id = id
-        self._open = num_completions
+    def __init__(self, request: Request, channel: QueueChannel, cancel: Callable[[Request], object]) -> None:
+        self.id = request.id
+        self._open = request.params.n
+        self._request = request
         self._channel = channel
-        self._abort = abort
+        self._cancel = cancel
 
     def __iter__(self) -> Stream:
         return self
@@ -88,7 +90,7 @@ class Stream:
         """Take no more; the request is aborted if it is not over."""
         if self._open:
             self._open = 0
-            self._abort(self.id)
+            self._cancel(self._request)
 
     def __enter__(self) -> Stream:
         return self
@@ -172,11 +174,12 @@ class AsyncStream:
     Raises from its iteration what became of the request: RequestRejected, StepError, EngineClosed.
     """
 
-    def __init__(self, id: str, num_completions: int, channel: AsyncChannel, abort: Callable[[str], object]) -> None:
-        self.id = id
-        self._open = num_completions
+    def __init__(self, request: Request, channel: AsyncChannel, cancel: Callable[[Request], object]) -> None:
+        self.id = request.id
+        self._open = request.params.n
+        self._request = request
         self._channel = channel
-        self._abort = abort
+        self._cancel = cancel
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -200,7 +203,7 @@ class AsyncStream:
         """Take no more; the request is aborted if it is not over."""
         if self._open:
             self._open = 0
-            self._abort(self.id)
+            self._cancel(self._request)
 
     async def aclose(self) -> None:
         """As close."""

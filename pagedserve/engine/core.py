@@ -50,7 +50,7 @@ class Scheduler(Protocol):
 
 @dataclass(slots=True)
 class _Abort:
-    id: str
+    request: Request
 
 
 @dataclass(slots=True)
@@ -144,10 +144,15 @@ class EngineCore:
     def abort(self, id: str) -> bool:
         """Stop a request; its channel ends with finish_reason "abort". False where there is none of this id."""
         with self._lock:
-            if id not in self._requests:
-                return False
-            self._commands.put(_Abort(id))
-            return True
+            request = self._requests.get(id)
+        return request is not None and self.cancel(request)
+
+    def cancel(self, request: Request) -> bool:
+        """As abort, of this very request: its id may have become another's. False where it is over."""
+        if request.open == 0:
+            return False
+        self._commands.put(_Abort(request))
+        return True
 
     def close(self, *, drain: bool = False) -> None:
         """Take no more requests, end those there are (drain: finish them), and end the threads. Twice is harmless."""
@@ -203,8 +208,7 @@ class EngineCore:
         if isinstance(command, Request):
             self._arrive(command)
         elif isinstance(command, _Abort):
-            request = self._requests.get(command.id)
-            for completion in request.completions if request is not None else ():
+            for completion in command.request.completions:
                 self._abort(completion)
         else:
             self._closing = True
@@ -238,7 +242,7 @@ class EngineCore:
             self._decide(self._scheduler.apply(arrival))
 
     def _abort(self, completion: CompletionState) -> None:
-        if completion.id in self._completions:
+        if self._completions.get(completion.id) is completion:
             self._decide(self._scheduler.apply(ev.Abort(self.clock(), completion.id)))
 
     def _decide(self, decisions: Iterable[ev.Decision]) -> None:

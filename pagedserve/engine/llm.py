@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
 
 from pagedserve.engine.channels import Collector, QueueChannel, Stream
@@ -30,7 +30,7 @@ class LLM(Face):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: str | Iterable[Prompt],
         params: Params = None,
         *,
         progress: bool | Report = False,
@@ -50,6 +50,8 @@ class LLM(Face):
             InvalidInput: a prompt or its parameters cannot be; nothing was started.
             EngineClosed: the engine was closed before.
         """
+        if not isinstance(prompts, Iterable):
+            raise InvalidInput(f"prompts is a {type(prompts).__name__}; give a string, or a list of prompts")
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in given]
         names = ["the prompt"] if len(given) == 1 else [f"prompt {i}" for i in range(len(given))]
@@ -70,8 +72,10 @@ class LLM(Face):
 
         Everything else as generate.
         """
-        single = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = [messages] if single or not messages else messages
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise InvalidInput(f"messages is {messages!r}; give a list of messages, or a list of such lists")
+        single = isinstance(messages[0], Mapping)
+        conversations = [messages] if single else messages
         names = ["the conversation"] if single else [f"conversation {i}" for i in range(len(conversations))]
         encoded = [self._door.encode_chat(turns, name) for turns, name in zip(conversations, names, strict=True)]
         return self._run([text for text, _ in encoded], [tokens for _, tokens in encoded], params, progress)
@@ -87,7 +91,7 @@ class LLM(Face):
         channel = QueueChannel()
         request = self._door.request(tokens, params, channel)
         self._core.submit(request)
-        return Stream(request.id, params.n, channel, self._core.abort)
+        return Stream(request, channel, self._core.cancel)
 
     def close(self, *, drain: bool = False) -> None:
         """End: abort what runs (drain: finish it) and free the threads. Twice is harmless."""
@@ -119,7 +123,7 @@ class LLM(Face):
                 report(len(requests), len(requests))
         except BaseException:  # Ctrl-C too: whoever leaves takes their requests along
             for request in started:
-                self._core.abort(request.id)
+                self._core.cancel(request)
             raise
         return [
             RequestOutput(

@@ -43,6 +43,7 @@ class SampleBatch:
         parameters: ops.sample's arguments that do not change from step to step.
         penalised, masked: places in rows whose history counts, and where stop tokens may be masked.
         num_top: log probabilities of so many tokens are wanted; -1: of none.
+        no_history: ops.sample's history, history_starts and output_starts where nobody is penalised.
     """
 
     rows: np.ndarray
@@ -50,6 +51,7 @@ class SampleBatch:
     penalised: list[int]
     masked: list[int]
     num_top: int
+    no_history: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Rows:
@@ -102,16 +104,20 @@ class Rows:
         """Gather what sampling these rows takes."""
         wanted = [self._owners[row].completion.request.params for row in rows.tolist()]
         num_top = max((-1 if params.logprobs is None else params.logprobs for params in wanted), default=-1)
+        nothing = torch.zeros(len(rows) + 1, dtype=torch.int32)
         return SampleBatch(
             rows,
             {name: torch.from_numpy(column[rows]) for name, column in self._columns.items()},
             [i for i, params in enumerate(wanted) if params.penalises],
             [i for i, params in enumerate(wanted) if params.min_tokens > 0],
             num_top,
+            (nothing[:0], nothing, nothing[1:]),
         )
 
     def history(self, batch: SampleBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ops.sample's history, history_starts, output_starts: the tokens of penalised rows, nothing of the others."""
+        if not batch.penalised:
+            return batch.no_history
         counts = np.zeros(len(batch.rows), np.int32)
         prompts = np.zeros(len(batch.rows), np.int32)
         parts = []
@@ -122,8 +128,11 @@ class Rows:
             prompts[i] = len(self._owners[row].completion.request.prompt_token_ids)
         starts = np.zeros(len(batch.rows) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
-        tokens = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-        return torch.from_numpy(tokens), torch.from_numpy(starts), torch.from_numpy(starts[:-1] + prompts)
+        return (
+            torch.from_numpy(np.concatenate(parts)),
+            torch.from_numpy(starts),
+            torch.from_numpy(starts[:-1] + prompts),
+        )
 
     def mask_stops(self, batch: SampleBatch, logits: torch.Tensor) -> None:
         """No stop token where min_tokens are not out yet: its logit in [num_rows, vocab_size] becomes -inf."""

@@ -4,11 +4,13 @@
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from pagedserve import SamplingParams
+from pagedserve.engine.channels import Collector, QueueChannel, Stream
 from pagedserve.errors import EngineClosed, InvalidInput, RequestRejected, StepError
 from tests.engine.engine_fakes import VOCAB_SIZE, FakeLLM, FakeRunner, echo, program
 
@@ -35,6 +37,12 @@ def test_chat():
         two = llm.chat([turns, turns], FOUR)
     assert (one.prompt, one.outputs[0].text) == ("user: hi\n", "user")
     assert [output.outputs[0].text for output in two] == ["user", "user"]
+
+
+@pytest.mark.parametrize("messages", [[], "hi", {"role": "user", "content": "hi"}, None])
+def test_impossible_conversations_are_refused(messages):
+    with FakeLLM() as llm, pytest.raises(InvalidInput, match="give a list of messages, or a list of such lists"):
+        llm.chat(messages)
 
 
 def test_stream():
@@ -85,6 +93,7 @@ def test_a_stream_tells_what_became_of_its_request():
         (["ok", [1.5]], "prompt 1 holds 1.5"),
         (["ok", [True]], "prompt 1 holds True"),
         (["ok", None], "prompt 1 is a NoneType; give a string or a list of token ids"),
+        (7, "prompts is a int; give a string, or a list of prompts"),
         ([1, 2, 3], "prompt 0 is a int; give a string or a list of token ids"),
         ("x" * 256, "the prompt is 256 tokens long; this engine holds 256 tokens of prompt and output"),
     ],
@@ -229,3 +238,20 @@ def test_a_program_that_does_not_close_ends():
     code = 'from tests.engine.engine_fakes import FakeLLM; llm = FakeLLM(); s = llm.stream("abc"); print(next(s).text)'
     result = subprocess.run([sys.executable, "-c", program(code)], capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr, result.returncode) == ("a\n", "", 0)
+
+
+def test_a_stream_dropped_late_leaves_another_of_its_id_alone():
+    with FakeLLM(FakeRunner(step_s=0.001)) as llm:
+        params = SamplingParams(max_tokens=3)
+        channel = QueueChannel()
+        request = llm._door.request([97], params, channel, id="same")
+        llm._core.submit(request)
+        old = Stream(request, channel, llm._core.cancel)
+        while request.open:
+            time.sleep(0.001)
+        collector = Collector(1, lambda done: over.set())
+        over = threading.Event()
+        llm._core.submit(llm._door.request([98], SamplingParams(max_tokens=30), collector, id="same"))
+        old.close()
+        assert over.wait(10)
+    assert collector.completions[0].finish_reason == "length"

@@ -136,9 +136,9 @@ def test_the_event_log_replays(tiny, tmp_path):
     with open(path, encoding="utf-8") as lines:
         config, records = read_log(lines)
         records = list(records)
-    assert [decisions for _, decisions in records] == [
-        step.decisions for step in replay(config, [record for record, _ in records])
-    ]
+    again = list(replay(config, [record for record, _ in records]))
+    assert [decisions for _, decisions in records] == [decisions for decisions, _ in again]
+    assert sum(plan is not None for _, plan in again) > 10
     assert json.loads(path.read_text().splitlines()[0])["config"]["num_pages"] == 60
 
 
