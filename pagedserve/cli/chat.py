@@ -64,8 +64,8 @@ class Conversation:
         """Stream one answer; an answer that was stopped stays in the conversation as far as it came."""
         words: list[str] = []
         try:
-            prompt = self._llm.tokenizer.encode_chat(serving.messages(self._system, *self._turns, question))
-            with contextlib.closing(self._llm.stream(prompt, self._params)) as deltas:
+            messages = serving.messages(self._system, *self._turns, question)
+            with contextlib.closing(self._llm.stream(messages, self._params)) as deltas:
                 for delta in deltas:
                     words.append(delta.text)
                     self._console.write(delta.text)

@@ -63,24 +63,18 @@ class Console:
         self._console.print(table)
 
     @contextmanager
-    def status(self, label: str) -> Iterator[Callable[[Callable[[], str]], None]]:
-        """A spinner with elapsed seconds while something long runs; the callback says how far it is.
-
-        Without rich it prints the label once, and how far it is every two seconds.
-        """
+    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar; the callback moves it to (bytes done, bytes in all). Without rich: a line every two seconds."""
         if self.rich:
             progress = importlib.import_module("rich.progress")
-            columns = (
-                progress.SpinnerColumn(),
-                progress.TextColumn("{task.description}"),
-                progress.TimeElapsedColumn(),
-            )
+            columns = (progress.TextColumn(label), progress.BarColumn(), progress.DownloadColumn(binary_units=True))
             with progress.Progress(*columns, console=self._console, transient=True) as bar:
-                task = bar.add_task(label)
-                yield lambda text: bar.update(task, description=f"{label}: {text()}")
+                task = bar.add_task(label, total=None)
+                yield lambda done, total: bar.update(task, completed=done, total=total)
             return
         self._line(f"{label} ...")
-        yield self._now_and_then()
+        say = self._now_and_then()
+        yield lambda done, total: say(lambda: f"{size(done)} of {size(total)}")
 
     @contextmanager
     def live(self, render: Callable[[], Any], plain: Callable[[], str]) -> Iterator[Callable[[], None]]:

@@ -29,26 +29,28 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise InvalidInput(f"--out is {args.out!r}, whose folder cannot be made ({error}); give another path") from None
     console = Console()
-    phases = asyncio.run(_serve(args, console))
+    phases, described = asyncio.run(_serve(args, console))
     _, at_once, one_by_one = phases
     console.table("What the users felt", report.columns(phases), report.rows(phases))
     identical = report.num_identical(at_once, one_by_one)
     console.print(f"Answers identical, token by token, in both modes: {identical} of {args.users}")
-    _save(args, out, phases, console)
+    _save(args, out, phases, described, console)
     return 0
 
 
-async def _serve(args: argparse.Namespace, console: Console) -> list[Phase]:
-    """The three phases, on one engine."""
+async def _serve(args: argparse.Namespace, console: Console) -> tuple[list[Phase], str]:
+    """The three phases, on one engine, and what that engine is."""
     users = list(islice(cycle(PROMPTS), args.users))
     async with serving.async_engine(args, console) as engine:
+        described = serving.describe(engine)
+        console.print(described)
         first = Phase("one user", False)
         await _first_user(engine, first, args, console)
         at_once = Phase(f"{args.users} at once", True)
         await _crowd(engine, at_once, users, args, console)
         one_by_one = Phase("one at a time", False)
         await _queue(engine, one_by_one, users, args, console)
-    return [first, at_once, one_by_one]
+    return [first, at_once, one_by_one], described
 
 
 async def _first_user(engine: Any, phase: Phase, args: argparse.Namespace, console: Console) -> None:
@@ -88,7 +90,7 @@ async def _queue(engine: Any, phase: Phase, users: Sequence[str], args: argparse
 
 def _encode(engine: Any, phase: Phase, users: Sequence[str]) -> list[list[int]]:
     """Token ids of each user's chat, and the phase's empty answers beside them."""
-    prompts = [engine.tokenizer.encode_chat(serving.messages(SYSTEM_PROMPT, user)) for user in users]
+    prompts = [engine.model.tokenizer.encode_chat(serving.messages(SYSTEM_PROMPT, user)) for user in users]
     phase.answers = [
         Answer(number, user, len(prompt)) for number, (user, prompt) in enumerate(zip(users, prompts, strict=True))
     ]
@@ -97,18 +99,19 @@ def _encode(engine: Any, phase: Phase, users: Sequence[str]) -> list[list[int]]:
 
 def _params(phase: str, args: argparse.Namespace) -> Any:
     """Greedy. The salt keeps a phase from finding the prompts of the phase before in the prefix cache."""
-    from pagedserve.engine.sampling import SamplingParams
+    from pagedserve import SamplingParams
 
     return SamplingParams(max_tokens=args.max_tokens, temperature=0.0, cache_salt=phase)
 
 
-def _save(args: argparse.Namespace, out: Path, phases: Sequence[Phase], console: Console) -> None:
+def _save(args: argparse.Namespace, out: Path, phases: Sequence[Phase], described: str, console: Console) -> None:
     numbers = out.with_suffix(".json")
     options = {"users": args.users, "max_tokens": args.max_tokens, "model": args.model, "backend": args.backend}
     try:
         report.save_json(numbers, phases, options)
         console.print(f"Every number: {numbers} ({size(numbers.stat().st_size)})")
-        save_plot(out, phases[1], phases[2], f"{args.users} users, {args.model}, {args.max_tokens} tokens each at most")
+        title = f"{args.users} users, {args.max_tokens} tokens each at most"
+        save_plot(out, phases[1], phases[2], title, described)
         console.print(f"The plot:     {out}")
     except ImportError as error:
         console.print(f"No plot: {error}. To have one: pip install 'pagedserve[plot]'")

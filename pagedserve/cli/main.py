@@ -98,6 +98,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help=f"a GGUF file, a folder of safetensors, or a known name (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="cpu, reference or auto (default: auto)")
+    parser.add_argument("--dtype", default="auto", metavar="DTYPE", help="of weights: auto, float32 or bfloat16")
+    parser.add_argument("--quantize", metavar="FORMAT", help="round the weights to q8 or q4")
+    parser.add_argument("--kv-dtype", default="auto", metavar="DTYPE", help="of cached keys and values, as int8")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:

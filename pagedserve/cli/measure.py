@@ -174,9 +174,9 @@ async def _ask(
 
 async def _watch(engine: Engine, phase: Phase, began: float) -> None:
     while True:
-        stats = engine.stats()
-        phase.num_pages = stats.num_pages
-        phase.samples.append(Sample(time.perf_counter() - began, stats.running, stats.waiting, stats.pages_in_use))
+        now = engine.stats().scheduler
+        phase.num_pages = now.pages_total
+        phase.samples.append(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_used))
         await asyncio.sleep(SAMPLE_EVERY_S)
 
 

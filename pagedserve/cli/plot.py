@@ -10,7 +10,7 @@ from typing import Any
 from pagedserve.cli.console import duration
 from pagedserve.cli.measure import Answer, Phase
 
-AT_ONCE, ONE_BY_ONE, WAIT, INK, GRID = "#0b6e8f", "#d9822b", "#d5dde2", "#22313a", "#e4e9ec"
+AT_ONCE, ONE_BY_ONE, WAIT, INK, MUTED, GRID = "#0b6e8f", "#d9822b", "#d5dde2", "#22313a", "#5d6f79", "#e4e9ec"
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": "#9fb0b9",
@@ -31,8 +31,11 @@ STYLE = {
 }
 
 
-def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str) -> None:
+def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str, subtitle: str) -> None:
     """Draw both phases into a PNG.
+
+    Args:
+        title, subtitle: what was measured, and on what.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -41,7 +44,8 @@ def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str) -> None
     figure_module = importlib.import_module("matplotlib.figure")
     with matplotlib.rc_context(STYLE):
         figure = figure_module.Figure(figsize=(11, 11.5), layout="constrained", facecolor="white")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
+        figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
+        figure.text(0.0115, 0.964, subtitle, fontsize=9.5, color=MUTED)
         rows = figure.subplots(4, 1, sharex=True, height_ratios=(2.6, 2.6, 1.7, 1.7))
         end = max(at_once.duration_s, one_by_one.duration_s, 1e-3)
         _timeline(rows[0], at_once, AT_ONCE)
@@ -55,22 +59,22 @@ def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str) -> None
 
 def _timeline(axes: Any, phase: Phase, colour: str) -> None:
     """A bar for each user, from coming (time 0) to the last word: waiting pale, words coming in colour."""
-    for row, answer in enumerate(phase.answers):
+    for row, answer in enumerate(phase.answers, start=1):
         if answer.first_s is None or answer.last_s is None:
             continue
         axes.barh(row, answer.first_s, height=0.8, color=WAIT, linewidth=0)
         axes.barh(row, answer.last_s - answer.first_s, left=answer.first_s, height=0.8, color=colour, linewidth=0)
     firsts = sorted(answer.first_s for answer in phase.answers if answer.first_s is not None)
     last_first = f"; the last user's first word after {duration(firsts[-1])}" if firsts else ""
-    axes.set_title(f"{phase.name}: all answered in {duration(phase.duration_s)}{last_first}")
+    name = phase.name[:1].upper() + phase.name[1:]
+    axes.set_title(f"{name}: all answered in {duration(phase.duration_s)}{last_first}")
     axes.set_ylabel("user")
-    axes.set_ylim(len(phase.answers) - 0.4, -0.6)
+    axes.set_ylim(len(phase.answers) + 0.6, 0.4)
     axes.grid(axis="y", visible=False)
     patch = importlib.import_module("matplotlib.patches").Patch
     axes.legend(
         handles=[patch(color=WAIT, label="waits for the first word"), patch(color=colour, label="words come")],
-        loc="lower right",
-        ncols=2,
+        loc="upper right",
     )
 
 

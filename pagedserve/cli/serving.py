@@ -8,28 +8,30 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from pagedserve.cli.console import Console
+from pagedserve import settings
+from pagedserve.cli import machine
+from pagedserve.cli.console import Console, size
 
 
-def open_llm(model: str, *, backend: str) -> Any:
+def open_llm(model: str, **options: Any) -> Any:
     """The engine with a synchronous face."""
-    from pagedserve.engine import LLM
+    from pagedserve import LLM
 
-    return LLM(model, backend=backend)
+    return LLM(model, **options)
 
 
-def open_async_engine(model: str, *, backend: str) -> Any:
+def open_async_engine(model: str, **options: Any) -> Any:
     """The engine with an asyncio face."""
-    from pagedserve.engine import AsyncEngine
+    from pagedserve import AsyncEngine
 
-    return AsyncEngine(model, backend=backend)
+    return AsyncEngine(model, **options)
 
 
 @contextmanager
 def llm(args: argparse.Namespace, console: Console) -> Iterator[Any]:
-    """An `LLM` of --model on --backend, closed at the end."""
-    with console.status(f"loading {args.model}"):
-        opened = open_llm(args.model, backend=args.backend)
+    """An `LLM` of the model options, closed at the end."""
+    with console.progress(f"loading {args.model}") as progress:
+        opened = open_llm(args.model, **_options(args), progress=progress)
     try:
         yield opened
     finally:
@@ -38,18 +40,30 @@ def llm(args: argparse.Namespace, console: Console) -> Iterator[Any]:
 
 @asynccontextmanager
 async def async_engine(args: argparse.Namespace, console: Console) -> AsyncIterator[Any]:
-    """An `AsyncEngine` of --model on --backend, closed at the end."""
-    with console.status(f"loading {args.model}"):
-        opened = open_async_engine(args.model, backend=args.backend)
+    """An `AsyncEngine` of the model options, closed at the end."""
+    with console.progress(f"loading {args.model}") as progress:
+        opened = open_async_engine(args.model, **_options(args), progress=progress)
     try:
         yield opened
     finally:
         await opened.close()
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"backend": args.backend, "dtype": args.dtype, "quantize": args.quantize, "kv_dtype": args.kv_dtype}
+
+
+def describe(engine: Any) -> str:
+    """The model and what it runs on, in one line."""
+    model, stats = engine.model, engine.stats()
+    where = f"{settings.num_threads()} threads, {machine.instruction_set() or 'no compiled kernels'}"
+    pages = f"{stats.scheduler.pages_total:,} pages"
+    return f"{model.name}: {size(model.weight_bytes)} of weights ({model.precision}), {pages}; {where}"
+
+
 def sampling_params(args: argparse.Namespace) -> Any:
     """`SamplingParams` of the sampling options; it refuses impossible ones before any model is loaded."""
-    from pagedserve.engine.sampling import SamplingParams
+    from pagedserve import SamplingParams
 
     return SamplingParams(
         max_tokens=args.max_tokens,

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, fields
 
+from pagedserve.engine.core import LoopCounters
+from pagedserve.engine.face import EngineStats
 from pagedserve.engine.outputs import Delta, RequestMetrics
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput, ModelError
+from pagedserve.scheduling.scheduler import SchedulerStats
 
 MAX_PROMPT_TOKENS = 200
 
@@ -33,26 +36,40 @@ class WordTokenizer:
         return self.encode(" ".join(f"<{m['role']}> {m['content']}" for m in messages) + " <assistant>")
 
 
+def stats_of(running: int) -> EngineStats:
+    counts = dict.fromkeys((field.name for field in fields(SchedulerStats)), 0)
+    counts.update(running=running, pages_total=100, pages_used=3 * running)
+    return EngineStats(SchedulerStats(**counts), LoopCounters())
+
+
 @dataclass
-class FakeStats:
-    num_pages: int = 100
-    pages_in_use: int = 7
-    running: int = 1
-    waiting: int = 0
+class FakeModel:
+    tokenizer: WordTokenizer
+    name: str = "fake"
+    weight_bytes: int = 4096
+    precision: str = "f32 100%"
 
 
 class FakeLLM:
     """Says the last turn of the prompt backwards; a prompt word "sleep" makes each token of the answer take a while."""
 
-    def __init__(self, model: str, *, backend: str = "auto") -> None:
+    def __init__(self, model: str, *, progress: Callable[[int, int], None] | None = None, **options: object) -> None:
         if model == "missing":
             raise ModelError("there is no model 'missing': give a GGUF file,\nor a folder")
+        if progress is not None:
+            progress(4096, 4096)
         self.tokenizer = WordTokenizer()
+        self.model = FakeModel(self.tokenizer)
+        self.options = options
         self.prompts: list[str] = []
         self.closed = False
         self.num_closed_streams = 0
 
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Delta]:
+    def stream(self, prompt: str | list[int] | list[dict[str, str]], params: SamplingParams) -> Iterator[Delta]:
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt)
+        elif isinstance(prompt[0], dict):
+            prompt = self.tokenizer.encode_chat(prompt)
         if len(prompt) > MAX_PROMPT_TOKENS:
             raise InvalidInput(f"the prompt is {len(prompt)} tokens long; this engine holds {MAX_PROMPT_TOKENS}")
         self.prompts.append(" ".join(self.tokenizer.words[i] for i in prompt))
@@ -85,8 +102,8 @@ class FakeLLM:
 class FakeAsyncEngine(FakeLLM):
     """The same for many tasks; counts how many are answered at the same time."""
 
-    def __init__(self, model: str, *, backend: str = "auto") -> None:
-        super().__init__(model, backend=backend)
+    def __init__(self, model: str, **options: object) -> None:
+        super().__init__(model, **options)
         self.running = self.most_running = 0
         self.salts: list[str] = []
 
@@ -99,8 +116,8 @@ class FakeAsyncEngine(FakeLLM):
             yield delta
         self.running -= 1
 
-    def stats(self) -> FakeStats:
-        return FakeStats(running=self.running, pages_in_use=3 * self.running)
+    def stats(self) -> EngineStats:
+        return stats_of(self.running)
 
     async def close(self) -> None:
         self.closed = True

@@ -136,7 +136,7 @@ def test_identical_answers_are_counted_by_tokens():
 
 def test_plot_of_empty_and_unfinished_phases(tmp_path):
     path = tmp_path / "demo.png"
-    save_plot(path, phase_of(Answer(0, "why?", 3)), phase_of(), "nothing happened")
+    save_plot(path, phase_of(Answer(0, "why?", 3)), phase_of(), "nothing happened", "nowhere")
     assert path.read_bytes().startswith(PNG_HEAD)
 
 

