@@ -44,9 +44,16 @@ check: $(VENV)/.dev $(VENV)/.built
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_FORMATTED)
 	@$(BIN)/mypy
-	$(call say,building a wheel from a source distribution)
-	@$(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps $(PIP_ARGS) -w build/wheel .
+	$(call say,building a wheel$(,) in an environment of its own)
+	@rm -rf build/wheel
+	@$(BIN)/python -m pip --disable-pip-version-check wheel -qq --no-deps $(PIP_ARGS) -w build/wheel .
+	@for file in pagedserve/_C.c pagedserve/_C.pyi pagedserve/py.typed; do \
+	    $(BIN)/python -m zipfile -l build/wheel/*.whl | grep -q "^$$file" || { echo "the wheel lacks $$file"; exit 1; }; done
 	@ls -1 build/wheel/*.whl
+	$(call say,building what other processors than x86-64 get)
+	@$(BIN)/python setup.py -q build_ext --portable --build-lib build/portable
+	@cd build/portable/pagedserve && $(abspath $(BIN))/python -c \
+	    'import _C; assert _C.supported_isas() == [_C.Isa.portable] == [_C.detect_isa()]'
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info pagedserve/_C.*.so

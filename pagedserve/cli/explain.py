@@ -123,7 +123,7 @@ class Call:
             return "float32" if allowed[0][0] == "^" and other != "float64" else other
         dtype = self._dtypes.get(entry.name, "yes")
         if dtype == "yes":
-            default = DEFAULT_DTYPES.get(entry.name)
+            default = DEFAULT_DTYPES.get(entry.name, "")
             return default if default in allowed else str(allowed[0])
         if dtype not in allowed:
             raise InvalidInput(f"{self._spec.name}: {entry.name} cannot be {dtype}; it can be {', '.join(allowed)}")

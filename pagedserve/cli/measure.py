@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ SAMPLE_EVERY_S = 0.05
 class Engine(Protocol):
     """What a phase needs of an engine; `AsyncEngine` is one."""
 
-    def generate(self, prompt: Sequence[int], params: Any) -> AsyncIterator[Any]: ...
+    def generate(self, prompt: Sequence[int], params: Any) -> Any: ...
 
     def stats(self) -> Any: ...
 
