@@ -67,13 +67,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stats", action="store_true", help="say afterwards, on stderr, how long it took")
     _add_model(parser)
-    _add_sampling(parser, temperature=0.0, top_p=1.0)
+    _add_sampling(parser, temperature=0.0, top_p=1.0, repetition_penalty=1.0)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     _add_model(parser)
-    _add_sampling(parser, temperature=0.2, top_p=0.9)
+    _add_sampling(parser, temperature=0.2, top_p=0.9, repetition_penalty=1.1)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-dtype", default="auto", metavar="DTYPE", help="of cached keys and values, as int8")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
+def _add_sampling(
+    parser: argparse.ArgumentParser, *, temperature: float, top_p: float, repetition_penalty: float
+) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
         "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy (default: {temperature:g})"
@@ -111,6 +113,13 @@ def _add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off (default: 0)")
     parser.add_argument("--top-p", type=float, default=top_p, metavar="P", help=f"1 is off (default: {top_p:g})")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (default: 0)")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=repetition_penalty,
+        metavar="R",
+        help=f"above 1 discourages what was said before (default: {repetition_penalty:g})",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same words")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the answer; may be repeated")
 

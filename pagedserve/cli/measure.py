@@ -174,9 +174,9 @@ async def _ask(
 
 async def _watch(engine: Engine, phase: Phase, began: float) -> None:
     while True:
-        now = engine.stats().scheduler
-        phase.num_pages = now.pages_total
-        phase.samples.append(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_used))
+        now = engine.stats()
+        phase.num_pages = now.num_pages
+        phase.samples.append(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_in_use))
         await asyncio.sleep(SAMPLE_EVERY_S)
 
 

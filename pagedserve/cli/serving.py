@@ -57,7 +57,7 @@ def describe(engine: Any) -> str:
     """The model and what it runs on, in one line."""
     model, stats = engine.model, engine.stats()
     where = f"{settings.num_threads()} threads, {machine.instruction_set() or 'no compiled kernels'}"
-    pages = f"{stats.scheduler.pages_total:,} pages"
+    pages = f"{stats.num_pages:,} pages"
     return f"{model.name}: {size(model.weight_bytes)} of weights ({model.precision}), {pages}; {where}"
 
 
@@ -71,6 +71,7 @@ def sampling_params(args: argparse.Namespace) -> Any:
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
         seed=args.seed,
         stop=args.stop,
     )

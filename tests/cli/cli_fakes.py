@@ -6,14 +6,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from pagedserve.engine.core import LoopCounters
 from pagedserve.engine.face import EngineStats
 from pagedserve.engine.outputs import Delta, RequestMetrics
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput, ModelError
-from pagedserve.scheduling.scheduler import SchedulerStats
 
 MAX_PROMPT_TOKENS = 200
 
@@ -37,9 +35,8 @@ class WordTokenizer:
 
 
 def stats_of(running: int) -> EngineStats:
-    counts = dict.fromkeys((field.name for field in fields(SchedulerStats)), 0)
-    counts.update(running=running, pages_total=100, pages_used=3 * running)
-    return EngineStats(SchedulerStats(**counts), LoopCounters())
+    counts = dict.fromkeys(EngineStats._fields, 0)
+    return EngineStats(**{**counts, "running": running, "num_pages": 100, "pages_in_use": 3 * running})
 
 
 @dataclass
