@@ -39,7 +39,7 @@ class CrowdView:
         """The counters."""
         phase = self._phase
         latest = phase.samples[-1] if phase.samples else None
-        pages = f", {latest.pages_in_use} of {phase.num_pages} pages" if latest else ""
+        pages = f", {latest.pages_in_use:,} of {phase.num_pages:,} pages" if latest else ""
         started = sum(answer.first_s is not None for answer in phase.answers)
         return (
             f"{_finished(phase)} of {len(phase.answers)} answered, {started - _finished(phase)} being answered, "

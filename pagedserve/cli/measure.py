@@ -144,6 +144,7 @@ async def run_phase(
         with suppress(asyncio.CancelledError):
             await watcher
     phase.duration_s = max((answer.last_s or 0.0 for answer in phase.answers), default=0.0)
+    phase.samples.append(Sample(phase.duration_s, 0, 0, 0))
     return phase
 
 

@@ -11,6 +11,8 @@ from pagedserve.cli.console import duration
 from pagedserve.cli.measure import Answer, Phase
 
 AT_ONCE, ONE_BY_ONE, WAIT, INK, MUTED, GRID = "#0b6e8f", "#d9822b", "#d5dde2", "#22313a", "#5d6f79", "#e4e9ec"
+# On the title's line, where no bar and no curve can be.
+LEGEND: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.985), "ncols": 2, "borderaxespad": 0.2}
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": "#9fb0b9",
@@ -74,8 +76,9 @@ def _timeline(axes: Any, phase: Phase, colour: str) -> None:
     patch = importlib.import_module("matplotlib.patches").Patch
     axes.legend(
         handles=[patch(color=WAIT, label="waits for the first word"), patch(color=colour, label="words come")],
-        loc="upper right",
+        **LEGEND,
     )
+    axes.yaxis.set_major_locator(importlib.import_module("matplotlib.ticker").MaxNLocator(integer=True))
 
 
 def _throughput(axes: Any, at_once: Phase, one_by_one: Phase, end: float) -> None:
@@ -88,7 +91,7 @@ def _throughput(axes: Any, at_once: Phase, one_by_one: Phase, end: float) -> Non
         )
     axes.set_title("Output tokens a second")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    axes.legend(**LEGEND)
 
 
 def _rates(answers: list[Answer], width: float, end: float) -> tuple[list[float], list[float]]:
@@ -114,6 +117,6 @@ def _pages(axes: Any, at_once: Phase, one_by_one: Phase) -> None:
         peak = max(peak, *used, 1)
         axes.fill_between(times, used, color=colour, alpha=0.18, step="post", linewidth=0)
         axes.plot(times, used, color=colour, linewidth=1.6, drawstyle="steps-post", label=phase.name)
-    axes.set_title(f"Pages in use, of {at_once.num_pages}")
+    axes.set_title(f"Pages in use, of {at_once.num_pages:,}")
     axes.set_ylim(0, peak * 1.1)
-    axes.legend(loc="upper right")
+    axes.legend(**LEGEND)

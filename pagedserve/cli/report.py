@@ -127,4 +127,4 @@ def _prefix_hits(phase: Phase) -> str:
 
 def _pages(phase: Phase) -> str:
     used = [sample.pages_in_use for sample in phase.samples]
-    return f"{statistics.fmean(used):.0f} / {max(used)} of {phase.num_pages}" if used else "-"
+    return f"{statistics.fmean(used):.0f} / {max(used)} of {phase.num_pages:,}" if used else "-"
