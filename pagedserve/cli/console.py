@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-SPEAK_EVERY_S = 2.0
+# Lines about progress where nothing is drawn over: two seconds apart at first, then a tenth of the time it took so far.
+SPEAK_EVERY_S, SPEAK_EVERY_SHARE = 2.0, 0.1
 
 
 class Console:
@@ -64,7 +65,7 @@ class Console:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar; the callback moves it to (bytes done, bytes in all). Without rich: a line every two seconds."""
+        """A bar; the callback moves it to (bytes done, bytes in all). Without rich: a line now and then."""
         if self.rich:
             progress = importlib.import_module("rich.progress")
             columns = (progress.TextColumn(label), progress.BarColumn(), progress.DownloadColumn(binary_units=True))
@@ -82,7 +83,7 @@ class Console:
 
         Args:
             render: gives what rich draws, five times a second at most.
-            plain: gives the line printed every two seconds where rich does not draw.
+            plain: gives the line printed now and then where rich does not draw.
         """
         if self.rich:
             with importlib.import_module("rich.live").Live(
@@ -97,13 +98,14 @@ class Console:
         print(text, file=self._file, flush=True)
 
     def _now_and_then(self) -> Callable[[Callable[[], str]], None]:
-        """A callback that prints what it is handed, unless it did so within the last two seconds."""
-        spoken = time.monotonic()
+        """A callback that prints what it is handed, unless it did so a moment ago."""
+        began = spoken = time.monotonic()
 
         def say(text: Callable[[], str]) -> None:
             nonlocal spoken
-            if time.monotonic() - spoken >= SPEAK_EVERY_S:
-                spoken = time.monotonic()
+            now = time.monotonic()
+            if now - spoken >= max(SPEAK_EVERY_S, SPEAK_EVERY_SHARE * (now - began)):
+                spoken = now
                 self._line(f"  {text()}")
 
         return say

@@ -97,9 +97,9 @@ class Phase:
     def tokens_per_s(self) -> float:
         return self.num_output_tokens / self.duration_s if self.duration_s else 0.0
 
-    def rate(self, window_s: float = 0.5) -> float:
-        """Output tokens a second over the last `window_s` seconds that anything came in."""
-        now = max((answer.last_s for answer in self.answers if answer.last_s is not None), default=0.0)
+    def rate(self, window_s: float = 2.0) -> float:
+        """Output tokens a second over the last `window_s` seconds, as of the latest sample."""
+        now = self.samples[-1].t_s if self.samples else 0.0
         since = max(0.0, now - window_s)
         recent = sum(n for answer in self.answers for t, n in reversed_until(answer.arrivals, since))
         return recent / (now - since) if now > since else 0.0

@@ -61,7 +61,7 @@ def save_json(path: Path, phases: Sequence[Phase], options: dict[str, Any]) -> N
         "phases": [_phase(phase) for phase in phases],
         "identical_answers": num_identical(phases[-2], phases[-1]),
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
@@ -83,10 +83,12 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "prefix_hit_tokens": _sum(answer.prefix_hit_tokens for answer in phase.answers),
         "num_pages": phase.num_pages,
         "answers": [_answer(answer) for answer in phase.answers],
-        "samples": [
-            {"t_s": s.t_s, "running": s.running, "waiting": s.waiting, "pages_in_use": s.pages_in_use}
-            for s in phase.samples
-        ],
+        "samples": {
+            "t_s": [round(sample.t_s, 4) for sample in phase.samples],
+            "running": [sample.running for sample in phase.samples],
+            "waiting": [sample.waiting for sample in phase.samples],
+            "pages_in_use": [sample.pages_in_use for sample in phase.samples],
+        },
     }
 
 
@@ -104,6 +106,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "asked_s": answer.asked_s,
         "first_s": answer.first_s,
         "last_s": answer.last_s,
+        "arrivals": [[round(t, 4), tokens] for t, tokens in answer.arrivals],
     }
 
 
