@@ -53,7 +53,7 @@ class Scheduler:
         self._rows = list(range(config.max_seqs))  # free ones; a heap
         self._flight: Flight | None = None
         self._suspects: deque[tuple[Sequence, int]] = deque()  # of a failed step, to be tried alone; tokens tried
-        self._num_pages = config.num_pages  # the pool's size, from the end of the step in flight
+        self._num_pages, self._resized = config.num_pages, False  # the pool's size from the end of the step in flight
         self._decisions: list[Decision] = []  # of the event being applied
         self._outgrown: list[Sequence] = []  # by its tokens, their pages
         self._last_victim: Sequence | None = None
@@ -116,7 +116,10 @@ class Scheduler:
         elif isinstance(event, events.StepFailed):
             self._step_failed(event)
         elif isinstance(event, events.Resize):
-            self._resize(event.num_pages)
+            if type(event.num_pages) is not int or event.num_pages < 1:
+                raise InvalidInput(f"a pool has at least 1 page; Resize got {event.num_pages!r}")
+            self._num_pages, self._resized = event.num_pages, True
+            self._fit_pool()
         elif isinstance(event, events.Drain):
             self._draining = True
         else:
@@ -191,7 +194,7 @@ class Scheduler:
             if seq.state is State.RUNNING:
                 self._chunk_done(seq, chunk, token)
         self._grow()
-        self._resize(self._num_pages)
+        self._fit_pool()
 
     def _decoded(self, flight: Flight, tokens: Seq[int]) -> None:
         """Each of the flight's decodes got its token."""
@@ -255,21 +258,20 @@ class Scheduler:
             self._suspects.extend(zip(flight.members, sizes, strict=True))
         elif flight.members[0].state is State.RUNNING:
             self._finish(flight.members[0], "error", event.message or "its step failed", sound=False)
-        self._resize(self._num_pages)
+        self._fit_pool()
 
-    def _resize(self, num_pages: int) -> None:
-        if type(num_pages) is not int or num_pages < 1:
-            raise InvalidInput(f"a pool has at least 1 page; Resize got {num_pages!r}")
-        self._num_pages = num_pages
-        if self._flight is not None or num_pages == self._memory.pages.num_pages:
+    def _fit_pool(self) -> None:
+        """To the size it was given, unless a step is in flight."""
+        if self._flight is not None or not self._resized:
             return
         for seq in list(self._seqs.values()):
-            problem = policy.never_fits(seq.num_prompt, seq.max_len - seq.num_prompt, self.config, num_pages)
+            problem = policy.never_fits(seq.num_prompt, seq.max_len - seq.num_prompt, self.config, self._num_pages)
             if problem is not None:
                 self._finish(seq, "error", f"the pool shrank: {problem}")
-            elif max(seq.pages, default=-1) >= num_pages:
+            elif max(seq.pages, default=-1) >= self._num_pages:
                 self._preempt(seq, may_swap=False)
-        self._memory.resize(num_pages)
+        self._memory.resize(self._num_pages)
+        self._resized = False
 
     # How sequences end and give way
 

@@ -535,6 +535,18 @@ def test_shrinking_waits_for_the_step_in_flight() -> None:
     assert scheduler.stats().pages_total == 8
 
 
+def test_growing_and_shrinking_back_in_one_flight_ends_who_came_between() -> None:
+    scheduler, runner = make(num_pages=4)
+    arrive(scheduler, "a", [1], 4)
+    plan = scheduler.plan(0.0)
+    tokens, _ = runner.compute(plan)
+    scheduler.apply(Resize(0.0, 8))
+    assert arrive(scheduler, "b", distinct(20), 4) == Admit("b")
+    scheduler.apply(Resize(0.0, 4))
+    assert endings(scheduler.apply(StepDone(0.0, plan.step, tokens))) == {"b": "error"}
+    assert endings(run_dry(runner)) == {"a": "length"}
+
+
 def test_shrinking_after_a_swap_that_no_plan_carried_computes_again() -> None:
     scheduler, runner = make(num_pages=12, num_host_pages=20, prefix_cache=False, swap_page_tokens=0.1)
     for i in range(4):
