@@ -101,7 +101,8 @@ def check_scalars(spec: OpSpec, scalars: Mapping[str, Any]) -> None:
     """Types, and values that a params struct can hold."""
     for entry in spec.scalars:
         value = scalars[entry.name]
-        if not isinstance(value, SCALAR_TYPES[entry.type]):
+        has_type = isinstance(value, SCALAR_TYPES[entry.type])
+        if not has_type:
             raise InvalidInput(f"{spec.name}: {entry.name} is {value!r}, a {type(value).__name__}; give a {entry.type}")
         if entry.type == "float" and not abs(value) <= LARGEST_FLOAT:
             raise InvalidInput(f"{spec.name}: {entry.name} is {value}; give a finite number")
