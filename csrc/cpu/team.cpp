@@ -12,8 +12,8 @@ namespace pagedserve::cpu {
 namespace {
 
 constexpr size_t kAlign = 64;
-// A few tens of microseconds: longer than any imbalance of a step, short beside a time slice.
-constexpr int kSpinsBeforeYield = 20000;
+// About 50 us on Zen 4: longer than most imbalance of a step, short beside a time slice.
+constexpr int kSpinsBeforeYield = 2000;
 
 void relax() {
 #if defined(__x86_64__)

@@ -13,7 +13,7 @@ namespace {
 
 #if defined(__AVX512F__)
 
-constexpr int kMaxTokens = 16;  // 16 sums, 8 vectors of codes, 4 integer sums: all 32 registers
+constexpr int kMaxTokens = 8;  // 8 sums, 8 vectors of codes, 4 integer sums; 16 tokens are no faster
 using Ints = __m512i;
 
 inline Vec to_float(Ints x) { return _mm512_cvtepi32_ps(x); }
@@ -186,7 +186,7 @@ struct Sums {
   // From registers: sums that were kept here all along, the compiler would write back at every step.
   static Sums from(const Vec (&sums)[tokens]) {
     Sums result;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) result.of[t] = sums[t];
     return result;
   }
@@ -198,31 +198,29 @@ inline Sums<tokens> multiply_low_bit(const Panel& panel, int first_row, const Qu
   constexpr int kGroup = tokens < 4 ? tokens : 4;  // integer chains in flight
   constexpr int kBytes = format == WeightFormat::kQ8 ? 512 : 256;
   constexpr int kLines = format == WeightFormat::kQ8 ? 9 : 5;  // of a block with its scales
-  const QuantizedBlock* tiles[2] = {tile, tile + (tokens > kTileTokens ? panel.blocks : 0)};
   const uint8_t *codes_at = panel.data, *ahead = panel.ahead;
   const uint8_t *scales_at = panel.data + panel.layout.scales, *minimums_at = panel.data + panel.layout.minimums;
   Vec sums[tokens];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) sums[t] = zero();
   for (int64_t block = 0, at = first_row; block < panel.blocks; ++block, at += kPanelRows) {
     for (int line = 0; line < kLines; ++line) fetch_line<tokens>(ahead + line * 64);
     const auto codes = BlockCodes::load<format>(codes_at, first_row);
     const Vec scales = load_scales<half_scales>(scales_at, at);
     const Vec minimums = format == WeightFormat::kQ4 ? load_scales<half_scales>(minimums_at, at) : zero();
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int first = 0; first < tokens; first += kGroup) {
-      const QuantizedBlock& x = *tiles[first / kTileTokens];
-      const int from = slot + first % kTileTokens;
       Ints dots[kGroup];
-      codes.template dot<format>(x, from, dots);
+      codes.template dot<format>(*tile, slot + first, dots);
 #pragma GCC unroll 4
       for (int t = 0; t < kGroup; ++t) {
+        const int token = slot + first + t;
         Vec& sum = sums[first + t];
-        if (format == WeightFormat::kQ4) sum = fma(minimums, splat(x.scaled_sums[from + t]), sum);
-        sum = fma(to_float(dots[t]), scales * splat(x.scales[from + t]), sum);
+        if (format == WeightFormat::kQ4) sum = fma(minimums, splat(tile->scaled_sums[token]), sum);
+        sum = fma(to_float(dots[t]), scales * splat(tile->scales[token]), sum);
       }
     }
-    codes_at += kBytes, ahead += 64 * kLines, ++tiles[0], ++tiles[1];
+    codes_at += kBytes, ahead += 64 * kLines, ++tile;
   }
   return Sums<tokens>::from(sums);
 }
@@ -232,7 +230,7 @@ template <WeightFormat format, int tokens>
 inline Sums<tokens> multiply_dense(const Panel& panel, int first_row, const float* x, int64_t x_stride,
                                    int32_t in_features) {
   Vec sums[tokens];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) sums[t] = zero();
   const uint8_t* ahead = panel.ahead;
   if constexpr (format == WeightFormat::kF32) {
