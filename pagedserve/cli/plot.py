@@ -67,9 +67,9 @@ def _timeline(axes: Any, phase: Phase, colour: str) -> None:
         axes.barh(row, answer.first_s, height=0.8, color=WAIT, linewidth=0)
         axes.barh(row, answer.last_s - answer.first_s, left=answer.first_s, height=0.8, color=colour, linewidth=0)
     firsts = sorted(answer.first_s for answer in phase.answers if answer.first_s is not None)
-    last_first = f"; the last user's first word after {duration(firsts[-1])}" if firsts else ""
+    longest = f", longest wait {duration(firsts[-1])}" if firsts else ""
     name = phase.name[:1].upper() + phase.name[1:]
-    axes.set_title(f"{name}: all answered in {duration(phase.duration_s)}{last_first}")
+    axes.set_title(f"{name}: all answered in {duration(phase.duration_s)}{longest}")
     axes.set_ylabel("user")
     axes.set_ylim(len(phase.answers) + 0.6, 0.4)
     axes.grid(axis="y", visible=False)
