@@ -3,17 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pagedserve.errors import InvalidInput
 
 GROUP = 32  # elements along in_features that share a scale
 FORMATS = ("f32", "bf16", "q8", "q4")
 Packed = TypeVar("Packed")
+
+
+class _Pack(NamedTuple):
+    made: Any
+    scales: Tensor | None
+    minimums: Tensor | None
+
+
+# By the tensor of values and dying with it, so that every Weight around one matrix, as torch.compile makes them anew at
+# each call, finds what was packed before. A copy of a tensor has packs of its own.
+_PACKS: MutableMapping[Tensor, dict[str, _Pack]] = WeakTensorKeyDictionary()
 
 
 class Weight:
@@ -43,7 +55,6 @@ class Weight:
         self.values, self.scales, self.minimums = values, scales, minimums
         self.out_features = values.shape[0]
         self.in_features = values.shape[1] * (2 if format == "q4" else 1)
-        self._packed: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"Weight({self.format}, [{self.out_features}, {self.in_features}])"
@@ -117,10 +128,17 @@ class Weight:
         return self._multiply_out(self.values[ids], scales, minimums)
 
     def packed(self, backend: str, pack: Callable[[Weight], Packed]) -> Packed:
-        """What a backend made of this weight for itself: made by pack at its first call, then kept here."""
-        if backend not in self._packed:
-            self._packed[backend] = pack(self)
-        made: Packed = self._packed[backend]
+        """What a backend made of this matrix for itself: made by pack at the first call, kept as long as values lives.
+
+        What pack returns must not hold values.
+        """
+        packs = _PACKS.get(self.values)
+        if packs is None:
+            packs = _PACKS[self.values] = {}
+        kept = packs.get(backend)
+        if kept is None or kept.scales is not self.scales or kept.minimums is not self.minimums:
+            kept = packs[backend] = _Pack(pack(self), self.scales, self.minimums)
+        made: Packed = kept.made
         return made
 
     def _multiply_out(self, values: Tensor, scales: Tensor | None, minimums: Tensor | None) -> Tensor:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """ops.Weight: its formats, how it rounds, and what it refuses."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,12 +59,43 @@ def test_rows_and_cat(format):
     assert whole.rows(ids[:0]).shape == (0, 64)
 
 
-def test_a_backend_packs_once():
-    weight, made = Weight.from_dense(torch.randn(2, 32)), []
+def test_a_backend_packs_a_matrix_once():
+    made = []
+    weight = Weight.from_dense(torch.randn(2, 32), "q8")
+    again = Weight("q8", weight.values, weight.scales)
+    other = Weight("q8", weight.values, weight.scales * 2)
+    for each in (weight, again, weight):
+        assert each.packed("somebody", lambda w: made.append(w) or len(made)) == 1
+    assert other.packed("somebody", lambda w: made.append(w) or len(made)) == 2
+    assert copy.deepcopy(weight).packed("somebody", lambda w: made.append(w) or len(made)) == 3
+    assert made[:2] == [weight, other]
+
+
+def test_a_pack_dies_with_its_matrix():
+    class Pack:
+        pass
+
+    weight = Weight.from_dense(torch.randn(2, 32), "q8")
+    pack = weakref.ref(weight.packed("somebody", lambda w: Pack()))
+    assert pack() is not None
+    del weight
+    gc.collect()
+    assert pack() is None
+
+
+def test_the_compiled_call_packs_once(monkeypatch):
+    from pagedserve.backends import cpu
+
+    made = []
+    pack = cpu.PackedWeight
+    monkeypatch.setattr(cpu, "PackedWeight", lambda *arguments: made.append(1) or pack(*arguments))
+    weight, x = Weight.from_dense(torch.randn(8, 32), "q8"), torch.randn(2, 32)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: ops.linear(x, weight, backend="cpu"), fullgraph=True, backend="aot_eager")
     for _ in range(3):
-        weight.packed("somebody", lambda w: made.append(w) or len(made))
-    assert made == [weight]
-    assert weight.packed("somebody", lambda w: None) == 1
+        compiled(x)
+    assert torch.equal(compiled(x), ops.linear(x, weight, backend="cpu"))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections and embeddings, the definition. A weight is an `ops.Weight`; a dense copy of it is kept beside it."""
+"""Projections and embeddings, the definition. A weight is an `ops.Weight`; a dense copy of low-bit ones is kept."""
 
 from typing import Any
 
@@ -26,7 +26,8 @@ def quantise_activations(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Any, bias: Tensor | None, out: Tensor, accumulate: bool) -> None:
     if weight.format in ("q8", "q4"):
         x = quantise_activations(x)
-    product = x @ weight.packed("reference", lambda w: w.dense()).to(x.dtype).T
+    dense = weight.values if weight.format == "f32" else weight.packed("reference", lambda w: w.dense())
+    product = x @ dense.to(x.dtype).T
     if bias is not None:
         product = product + bias
     out.copy_(out + product if accumulate else product)
