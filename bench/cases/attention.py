@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over pages, and what writes and moves them. torch gathers the pages, then attends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.cases.case import BenchCase, Inputs
+
+SHAPE = re.compile(r"(\d+)x(\d+)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|int8)")
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
+
+DEFAULT = {
+    "paged_decode": (
+        "32x4096-h32/8-d128-p16-bf16",
+        "32x4096-h32/8-d128-p16-int8",
+        "1x4096-h32/8-d128-p16-bf16",
+        "32x1056-h9/3-d64-p16-bf16",  # the demo model: a prompt of 1,024 and half of 64 tokens
+        "8x1056-h9/3-d64-p16-bf16",
+        "1x1056-h9/3-d64-p16-bf16",
+        "32x1056-h9/3-d64-p16-f32",
+        "32x1056-h9/3-d64-p16-int8",
+    ),
+    "paged_prefill": (
+        "1x1024+1024-h9/3-d64-p16-bf16",
+        "1x1024+1024-h32/8-d128-p16-bf16",
+        "1x4096+256-h9/3-d64-p16-bf16",
+        "8x128+128-h9/3-d64-p16-bf16",
+        "1x1024+1024-h9/3-d64-p16-int8",
+    ),
+}
+QUICK = {
+    "paged_decode": ("3x40-h4/2-d16-p4-bf16", "2x33-h4/2-d16-p4-int8"),
+    "paged_prefill": ("2x40+8-h4/2-d16-p4-bf16",),
+}
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """num_seqs sequences of kv_len keys, the last q_len of which are also queries."""
+
+    num_seqs: int
+    kv_len: int
+    q_len: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    kv: str
+
+    @staticmethod
+    def parse(text: str) -> AttentionShape:
+        match = SHAPE.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} is no attention shape; write SEQSxKEYS[+QUERIES]-hQ/KV-dDIM-pPAGE-KIND with KIND one of "
+                f"{', '.join(DTYPES)}, as in 32x4096-h32/8-d128-p16-bf16, or choose a grid: default, quick"
+            )
+        num_seqs, kv_len, q_len, num_q_heads, num_kv_heads, head_dim, page_size = (
+            int(group or 1) for group in match.groups()[:7]
+        )
+        if q_len > kv_len:
+            raise ValueError(f"{text!r}: {q_len} queries do not fit among {kv_len} keys")
+        return AttentionShape(num_seqs, kv_len, q_len, num_q_heads, num_kv_heads, head_dim, page_size, match.group(8))
+
+    def inputs(self, *, prefill: bool) -> Inputs:
+        pages_each = -(-self.kv_len // self.page_size)
+        num_pages = self.num_seqs * pages_each
+        num_tokens = self.num_seqs * self.q_len
+        q_dtype = torch.bfloat16 if self.kv == "int8" else DTYPES[self.kv]
+        page_shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
+        inputs: Inputs = {
+            "q": torch.randn(num_tokens, self.num_q_heads, self.head_dim).to(q_dtype),
+            "k_pages": _pages(page_shape, self.kv),
+            "v_pages": _pages(page_shape, self.kv),
+            "page_table": torch.randperm(num_pages).to(torch.int32).view(self.num_seqs, pages_each),
+            "kv_lens": torch.full((self.num_seqs,), self.kv_len, dtype=torch.int32),
+            "out": torch.empty(num_tokens, self.num_q_heads, self.head_dim, dtype=q_dtype),
+        }
+        if self.kv == "int8":
+            inputs["k_scales"] = torch.rand(page_shape[:3]) / 64
+            inputs["v_scales"] = torch.rand(page_shape[:3]) / 64
+        if prefill:
+            inputs["q_starts"] = torch.arange(0, num_tokens + 1, self.q_len, dtype=torch.int32)
+        elif self.q_len > 1:
+            inputs["q_len"] = self.q_len
+        return inputs
+
+    def torch(self, inputs: Inputs) -> Tensor:
+        """[num_seqs, num_q_heads, q_len, head_dim]: pages gathered, then torch's fused attention."""
+        q = inputs["q"].view(self.num_seqs, self.q_len, self.num_q_heads, self.head_dim).transpose(1, 2)
+        mask = None
+        if self.q_len > 1:
+            behind = torch.arange(self.kv_len)[None, :] - torch.arange(self.kv_len - self.q_len, self.kv_len)[:, None]
+            mask = behind <= 0  # [q_len, kv_len]
+        k, v = (self._gathered(inputs, name, q.dtype) for name in "kv")
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    def _gathered(self, inputs: Inputs, name: str, dtype: torch.dtype) -> Tensor:
+        table = inputs["page_table"].long().flatten()
+        pages = inputs[f"{name}_pages"][table]
+        if self.kv == "int8":
+            pages = (pages * inputs[f"{name}_scales"][table][..., None]).to(dtype)
+        tokens = pages.view(self.num_seqs, -1, self.num_kv_heads, self.head_dim)
+        return tokens[:, : self.kv_len].transpose(1, 2)
+
+
+def _pages(shape: tuple[int, ...], kv: str) -> Tensor:
+    if kv == "int8":
+        return torch.randint(-127, 128, shape, dtype=torch.int8)
+    return torch.randn(shape, dtype=DTYPES[kv])
+
+
+def attention_case(op: str, text: str) -> BenchCase:
+    """A case of paged_decode or paged_prefill from a shape's text, which is its name.
+
+    Raises:
+        ValueError: text is no shape; the message says how to write one.
+    """
+    shape = AttentionShape.parse(text)
+    return BenchCase(
+        op=op,
+        name=text,
+        make=lambda: shape.inputs(prefill=op == "paged_prefill"),
+        torch=shape.torch,
+        torch_way="gather, then scaled_dot_product_attention",
+        rate="float32" if shape.kv == "f32" else "bfloat16",
+    )
+
+
+def _cases(op: str, grid: str) -> list[BenchCase]:
+    return [attention_case(op, text) for text in (DEFAULT if grid == "default" else QUICK)[op]]
+
+
+def paged_decode(grid: str) -> list[BenchCase]:
+    return _cases("paged_decode", grid)
+
+
+def paged_prefill(grid: str) -> list[BenchCase]:
+    return _cases("paged_prefill", grid)
+
+
+def merge_states(grid: str) -> list[BenchCase]:
+    shapes = ((4, 32, 32, 128), (2, 1024, 9, 64)) if grid == "default" else ((2, 3, 2, 8),)
+
+    def case(num_states: int, num_tokens: int, num_heads: int, head_dim: int) -> BenchCase:
+        def make() -> Inputs:
+            return {
+                "o": torch.randn(num_states, num_tokens, num_heads, head_dim),
+                "lse": torch.randn(num_states, num_tokens, num_heads),
+            }
+
+        def by_torch(inputs: Inputs) -> Tensor:
+            weights = torch.softmax(inputs["lse"], dim=0)
+            return torch.einsum("sth,sthd->thd", weights, inputs["o"])
+
+        name = f"{num_states}x{num_tokens}-h{num_heads}-d{head_dim}-f32"
+        return BenchCase("merge_states", name, make, by_torch, "softmax, then einsum")
+
+    return [case(*shape) for shape in shapes]
+
+
+def append_kv(grid: str) -> list[BenchCase]:
+    shapes = (
+        ((32, 3, 64, "bf16"), (1024, 3, 64, "bf16"), (1024, 3, 64, "int8"), (1024, 8, 128, "bf16"))
+        if grid == "default"
+        else ((3, 2, 8, "bf16"),)
+    )
+
+    def case(num_tokens: int, num_kv_heads: int, head_dim: int, kv: str) -> BenchCase:
+        num_pages = num_tokens // 16 + 1
+        shape = (num_pages, 16, num_kv_heads, head_dim)
+
+        def make() -> Inputs:
+            inputs: Inputs = {
+                "k": torch.randn(num_tokens, num_kv_heads, head_dim),
+                "v": torch.randn(num_tokens, num_kv_heads, head_dim),
+                "k_pages": torch.zeros(shape, dtype=DTYPES[kv]),
+                "v_pages": torch.zeros(shape, dtype=DTYPES[kv]),
+                "slot_mapping": torch.randperm(num_pages * 16)[:num_tokens],
+            }
+            if kv == "int8":
+                inputs["k_scales"], inputs["v_scales"] = torch.ones(shape[:3]), torch.ones(shape[:3])
+            return inputs
+
+        def by_torch(inputs: Inputs) -> None:
+            slots = inputs["slot_mapping"]
+            for name in "kv":
+                values = inputs[name]
+                if kv == "int8":
+                    scales = values.abs().amax(-1) / 127
+                    inputs[f"{name}_scales"].view(-1, num_kv_heads)[slots] = scales
+                    values = torch.round(values / scales[..., None])
+                inputs[f"{name}_pages"].view(-1, num_kv_heads, head_dim)[slots] = values.to(DTYPES[kv])
+
+        return BenchCase(
+            "append_kv", f"{num_tokens}-h{num_kv_heads}-d{head_dim}-f32-to-{kv}", make, by_torch, "index_put_"
+        )
+
+    return [case(*shape) for shape in shapes]
+
+
+def copy_pages(grid: str) -> list[BenchCase]:
+    num_copies, page = (64, (2, 16, 3, 64)) if grid == "default" else (2, (2, 2, 1, 8))
+
+    def make() -> Inputs:
+        ids = torch.randperm(2 * num_copies)
+        pages = torch.randn(2 * num_copies, *page, dtype=torch.bfloat16)
+        return {"src": pages, "dst": pages, "src_pages": ids[:num_copies], "dst_pages": ids[num_copies:]}
+
+    def by_torch(inputs: Inputs) -> None:
+        inputs["dst"][inputs["dst_pages"]] = inputs["src"][inputs["src_pages"]]
+
+    return [BenchCase("copy_pages", f"{num_copies}-pages-bf16", make, by_torch, "index, then index_put_")]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can do at best, measured: read and copy bandwidth, and multiply-add rates of matrix products.
+
+Reads are torch's maximum over a float tensor four times the last cache; products are torch's 1024 x 1024 matrix
+products in float32, bfloat16 and int8 (sums in int32). The best of many calls counts: a roof is what is possible.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bench.timing import cache_bytes
+
+EDGE = 1024
+RATES = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Bytes and floating-point operations a second, with a number of threads. A multiply-add is two operations."""
+
+    num_threads: int
+    read_bytes_per_s: float
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float]
+
+    def floor_s(self, num_bytes: float, flops: float = 0.0, dtype: str = "float32") -> float:
+        """The shortest time in which so much can be read and computed, if both overlap fully."""
+        return max(num_bytes / self.read_bytes_per_s, flops / self.flops_per_s[dtype])
+
+    def bound(self, num_bytes: float, flops: float = 0.0, dtype: str = "float32") -> str:
+        """Which of the two decides: "memory" or "compute"."""
+        is_memory = num_bytes / self.read_bytes_per_s >= flops / self.flops_per_s[dtype]
+        return "memory" if is_memory else "compute"
+
+
+def best_s(call: Callable[[], object], budget_s: float) -> float:
+    """The shortest of the calls that fit the budget, two at least; the first warms up and does not count."""
+    call()
+    best = float("inf")
+    end = time.perf_counter() + budget_s
+    for count in range(1_000_000):
+        begin = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if count and now >= end:
+            break
+    return best
+
+
+def bandwidths(num_bytes: int, budget_s: float) -> tuple[float, float]:
+    """Bytes a second of reading a tensor, and of copying it (read and written bytes together)."""
+    source = torch.zeros(num_bytes // 4)
+    target = torch.empty_like(source)
+    read = source.nbytes / best_s(source.max, budget_s)
+    return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s)
+
+
+def measure(num_threads: int, *, budget_s: float = 2.0, num_bytes: int | None = None, edge: int = EDGE) -> Roof:
+    """Measures a Roof; torch's number of threads is what it was, afterwards.
+
+    Args:
+        budget_s: for all five measurements together, about.
+        num_bytes: of the tensor that is read; default four times the last cache.
+        edge: of the square matrices.
+    """
+    share_s = budget_s / 5
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        read, copy = bandwidths(num_bytes or 4 * cache_bytes(), share_s)
+        operations = 2.0 * edge**3
+        square = torch.ones(edge, edge)
+        half, codes = square.bfloat16(), square.to(torch.int8)
+        products: dict[str, Callable[[], object]] = {
+            "float32": lambda: square @ square,
+            "bfloat16": lambda: half @ half,
+            "int8": lambda: torch._int_mm(codes, codes),
+        }
+        rates = {name: operations / best_s(product, share_s) for name, product in products.items()}
+    finally:
+        torch.set_num_threads(threads_before)
+    return Roof(num_threads, read, copy, rates)
+
+
+def describe(roof: Roof) -> str:
+    """One line for the head of a table."""
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in roof.flops_per_s.items())
+    return (
+        f"roof with {roof.num_threads} threads: read {roof.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"copy {roof.copy_bytes_per_s / 1e9:.1f} GB/s, {rates}"
+    )
