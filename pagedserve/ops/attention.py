@@ -139,7 +139,9 @@ def paged_prefill(
 def _options(q: Tensor, scale: float | None, window: int | None, soft_cap: float) -> dict[str, Scalar]:
     if scale is None:
         scale = q.shape[-1] ** -0.5 if isinstance(q, Tensor) and q.dim() and q.shape[-1] else 1.0
-    return {"scale": scale, "window": 0 if window is None else window, "soft_cap": soft_cap}
+    if window is None or (isinstance(window, int) and window < 0):
+        window = 0
+    return {"scale": scale, "window": window, "soft_cap": soft_cap}
 
 
 def merge_states(

@@ -209,6 +209,15 @@ def _size(axis: Axis, sizes: dict[str, int]) -> int:
 
 
 def _check_layout(spec: OpSpec, entry: TensorSpec, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise InvalidInput(f"{spec.name}: {entry.name} is {tensor.layout}; call .to_dense()")
+    if entry.mutated and 0 in tensor.stride():
+        shared = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0 and size > 1]
+        if shared:
+            raise InvalidInput(
+                f"{spec.name}: {entry.name} is written, but its strides {list(tensor.stride())} make elements share "
+                f"memory: call .contiguous()"
+            )
     if entry.layout == "last":
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise InvalidInput(

@@ -290,6 +290,15 @@ def test_rows_without_history_need_none():
         assert torch.equal(ours, theirs)
 
 
+def test_sparse_tensors_and_outputs_that_overlap_themselves_are_refused():
+    x, weight = torch.zeros(2, 8), torch.ones(8)
+    refused("rms_norm", {"x": x.to_sparse(), "weight": weight}, "x is torch.sparse_coo")
+    out = torch.zeros(1, 8).expand(2, 8)
+    refused("rms_norm", {"x": x, "weight": weight, "out": out}, "out is written")
+    ops.rms_norm(torch.zeros(1, 8).expand(2, 8), weight)  # reading is fine
+    ops.rms_norm(torch.zeros(1, 8), weight, out=torch.zeros(8).expand(1, 8))
+
+
 def test_gradients_are_refused_not_lost():
     x, weight = torch.zeros(2, 8, requires_grad=True), torch.ones(8)
     refused("rms_norm", {"x": x, "weight": weight}, "x requires a gradient")
