@@ -33,7 +33,9 @@ void bind_machine(py::module_& m) {
       "Every instruction set that can run here, the plainest first.");
   py::class_<Team>(m, "Team", "Threads and their scratch memory. One caller at a time.")
       .def(py::init<int>(), py::arg("num_threads"))
-      .def_property_readonly("num_threads", &Team::size);
+      .def_property_readonly("num_threads", &Team::size)
+      .def_property_readonly("runs_alone", &Team::runs_alone,
+                             "Runs left on one thread, because other programs kept the team from running together.");
 }
 
 }  // namespace pagedserve::bind

@@ -3,7 +3,10 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <time.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -14,6 +17,17 @@ namespace {
 constexpr size_t kAlign = 64;
 // About 50 us on Zen 4: longer than most imbalance of a step, short beside a time slice.
 constexpr int kSpinsBeforeYield = 2000;
+
+// A run is judged if it lasted long enough for its share of running time to mean something.
+constexpr int64_t kShortestJudged_ns = 500'000;
+constexpr double kLeastShare = 0.7;
+constexpr int kFirstRunsAlone = 16, kMostRunsAlone = 256;
+
+int64_t now_ns(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return t.tv_sec * int64_t{1'000'000'000} + t.tv_nsec;
+}
 
 void relax() {
 #if defined(__x86_64__)
@@ -70,25 +84,47 @@ void* Worker::shared_scratch(size_t bytes) {
   return team_.shared_.at_least(0);
 }
 
-Team::Team(int num_threads) : arenas_(num_threads < 1 ? 1 : num_threads) {}
+Team::Team(int num_threads) : arenas_(std::max(num_threads, 1)), next_runs_alone_(kFirstRunsAlone) {}
+
+void Team::run_alone(void (*call)(const void*, Worker&), const void* body) {
+  running_ = 1;
+  Worker worker(*this, 0);
+  call(body, worker);
+}
+
+void Team::judge(int64_t wall_ns, int64_t least_cpu_ns) {
+  if (wall_ns < kShortestJudged_ns) return;
+  if (static_cast<double>(least_cpu_ns) >= kLeastShare * static_cast<double>(wall_ns)) {
+    next_runs_alone_ = kFirstRunsAlone;
+    return;
+  }
+  runs_alone_ = next_runs_alone_;
+  next_runs_alone_ = std::min(2 * next_runs_alone_, kMostRunsAlone);
+}
 
 void Team::run(void (*call)(const void*, Worker&), const void* body) {
   next_.store(0, std::memory_order_relaxed);
   arrived_.store(0, std::memory_order_relaxed);
-  const int threads = size();
-  if (threads == 1) {
-    running_ = 1;
-    Worker worker(*this, 0);
-    call(body, worker);
-    return;
+  if (size() == 1) return run_alone(call, body);
+  if (runs_alone_ > 0) {
+    --runs_alone_;
+    return run_alone(call, body);
   }
-#pragma omp parallel num_threads(threads)
+  std::atomic<int64_t> least_cpu_ns{INT64_MAX};
+  const int64_t start = now_ns(CLOCK_MONOTONIC);
+#pragma omp parallel num_threads(size())
   {
 #pragma omp single
     running_ = omp_get_num_threads();
+    const int64_t cpu_start = now_ns(CLOCK_THREAD_CPUTIME_ID);
     Worker worker(*this, omp_get_thread_num());
     call(body, worker);
+    const int64_t cpu_ns = now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu_start;
+    int64_t least = least_cpu_ns.load();
+    while (cpu_ns < least && !least_cpu_ns.compare_exchange_weak(least, cpu_ns)) {
+    }
   }
+  judge(now_ns(CLOCK_MONOTONIC) - start, least_cpu_ns.load());
 }
 
 }  // namespace pagedserve::cpu
