@@ -79,7 +79,7 @@ class Team {
 
   std::vector<Arena> arenas_;  // one a thread
   int runs_alone_ = 0, next_runs_alone_;
-  int running_ = 1;            // threads of this run: the runtime may give fewer than asked for
+  int running_ = 1;  // threads of this run: the runtime may give fewer than asked for
   Arena shared_;
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int> arrived_{0};
