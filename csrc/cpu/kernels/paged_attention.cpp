@@ -2,10 +2,11 @@
 // paged_attention.cpp: o[i, h] = softmax(scale * q[i, h] . K) V, over the pages of query i's sequence
 //
 //   q, out       [num_tokens, num_q_heads, head_dim]               f32, bf16, f16
-//   k, v         [num_pages, page_size, num_kv_heads, head_dim]    f32, bf16, f16; i8, fp8 with a scale per token and
-//   head page_table   [num_seqs, max_pages]                             i32    entries past the last visible token are
-//   never read kv_lens      [num_seqs]                                        i32    <= 0: o = 0, lse = -inf lse
-//   [num_tokens, num_q_heads]                         f32    natural log
+//   k, v         [num_pages, page_size, num_kv_heads, head_dim]    f32, bf16, f16; i8, fp8 with scales
+//   scales       [num_pages, page_size, num_kv_heads]              f32    one per token and head
+//   page_table   [num_seqs, max_pages]                             i32    never read past the last visible token
+//   kv_lens      [num_seqs]                                        i32    <= 0: o = 0, lse = -inf
+//   lse          [num_tokens, num_q_heads]                         f32    natural log
 //
 // Work     attention_plan.h: a task is some rows of one (sequence, KV head); few rows read keys and values
 //          straight from the pages, many (a prompt chunk) share tiles staged as f32
