@@ -60,43 +60,49 @@ void pack_dense(const PackWeightParams& p, int64_t first_row, unsigned char* pan
   }
 }
 
-void pack_q8(const PackWeightParams& p, int64_t first_row, unsigned char* panel) {
+// The codes of one block of 16 rows, elements k to k + 31.
+void pack_q8_block(const PackWeightParams& p, int64_t first_row, int64_t k, unsigned char* to) {
   for (int row = 0; row < kPanelRows; ++row) {
-    for (int64_t k = 0; k < p.in_features; ++k) {
-      const int code = element<int8_t>(p, first_row + row, k, p.in_features);
-      panel[(k / 4 * kPanelRows + row) * 4 + k % 4] = static_cast<unsigned char>(code + 128);
+    for (int i = 0; i < kBlock; ++i) {
+      const int code = element<int8_t>(p, first_row + row, k + i, p.in_features);
+      to[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<unsigned char>(code + 128);
     }
   }
 }
 
-void pack_q4(const PackWeightParams& p, int64_t first_row, unsigned char* panel) {
-  const int64_t columns = p.in_features / 2;
-  const auto code = [&](int64_t row, int64_t k) {
-    return element<uint8_t>(p, row, k / 2, columns) >> (k % 2 * 4) & 15;
+void pack_q4_block(const PackWeightParams& p, int64_t first_row, int64_t k, unsigned char* to) {
+  const auto code = [&](int64_t row, int64_t column) {
+    return element<uint8_t>(p, row, column / 2, p.in_features / 2) >> (column % 2 * 4) & 15;
   };
   for (int row = 0; row < kPanelRows; ++row) {
-    for (int64_t block = 0; block < p.in_features / kBlock; ++block) {
-      for (int i = 0; i < kBlock / 2; ++i) {
-        const int64_t k = block * kBlock + i;
-        panel[((block * 4 + i / 4) * kPanelRows + row) * 4 + i % 4] =
-            static_cast<unsigned char>(code(first_row + row, k) | code(first_row + row, k + kBlock / 2) << 4);
-      }
+    for (int i = 0; i < kBlock / 2; ++i) {
+      const int low = code(first_row + row, k + i), high = code(first_row + row, k + kBlock / 2 + i);
+      to[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<unsigned char>(low | high << 4);
     }
   }
 }
 
-// [row][block] to [block][row].
-void pack_scales(const PackWeightParams& p, const float* scales, int64_t first_row, unsigned char* to) {
-  const int64_t blocks = p.in_features / kBlock;
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int row = 0; row < kPanelRows; ++row) {
-      const float scale = first_row + row < p.out_features ? scales[(first_row + row) * blocks + block] : 0.f;
-      const int64_t at = block * kPanelRows + row;
-      if (p.half_scales) {
-        to_half(scale, reinterpret_cast<uint16_t*>(to) + at);
-      } else {
-        reinterpret_cast<float*>(to)[at] = scale;
-      }
+// Scales or minimums of one block.
+void pack_scales(const PackWeightParams& p, const float* scales, int64_t first_row, int64_t block, unsigned char* to) {
+  for (int row = 0; row < kPanelRows; ++row) {
+    const int64_t from = (first_row + row) * (p.in_features / kBlock) + block;
+    const float scale = first_row + row < p.out_features ? scales[from] : 0.f;
+    if (p.half_scales) {
+      to_half(scale, reinterpret_cast<uint16_t*>(to) + row);
+    } else {
+      reinterpret_cast<float*>(to)[row] = scale;
+    }
+  }
+}
+
+void pack_low_bit(const PackWeightParams& p, int64_t first_row, const PanelLayout& layout, unsigned char* panel) {
+  for (int64_t block = 0; block < p.in_features / kBlock; ++block, panel += layout.block_bytes) {
+    pack_scales(p, p.scales, first_row, block, panel + layout.scales);
+    if (p.format == WeightFormat::kQ8) {
+      pack_q8_block(p, first_row, block * kBlock, panel);
+    } else {
+      pack_q4_block(p, first_row, block * kBlock, panel);
+      pack_scales(p, p.minimums, first_row, block, panel + layout.minimums);
     }
   }
 }
@@ -123,18 +129,11 @@ void pack_weight(const PackWeightParams& p, Worker& worker) {
   for (int64_t i = own.begin; i < own.end; ++i) {
     unsigned char* panel = packed + sizeof(PackedHeader) + i * layout.panel_bytes;
     const int64_t first_row = i * kPanelRows;
-    if (!is_low_bit(p.format)) {
-      pack_dense(p, first_row, panel);
-      continue;
-    }
-    std::memset(panel + layout.scales, 0, layout.panel_bytes - layout.scales);
-    if (p.format == WeightFormat::kQ8) {
-      pack_q8(p, first_row, panel);
+    if (is_low_bit(p.format)) {
+      pack_low_bit(p, first_row, layout, panel);
     } else {
-      pack_q4(p, first_row, panel);
-      pack_scales(p, p.minimums, first_row, panel + layout.minimums);
+      pack_dense(p, first_row, panel);
     }
-    pack_scales(p, p.scales, first_row, panel + layout.scales);
   }
 }
 

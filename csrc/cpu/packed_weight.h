@@ -5,12 +5,15 @@
 // streams its share of a matrix from end to end. Rows past out_features are zero.
 //
 //   f32   [in_features][16] f32
-//   bf16  [ceil(in_features / 2)][16][2] bf16              element in_features of an odd row is zero
-//   q8    [num_blocks][8][16][4] u8 (code + 128)           then scales [num_blocks][16]
-//   q4    [num_blocks][4][16][4] u8                        then scales, then minimums [num_blocks][16]
-//         byte [i][row][b]: code 4 i + b in the low nibble, code 16 + 4 i + b in the high
+//   bf16  [ceil(in_features / 2)][16][2] bf16    element in_features of an odd row is zero
+//   q8    [num_blocks] of                        a block is 32 elements along in_features
+//           codes [8][16][4] u8                  code + 128, element 4 i + b of each row at [i][row][b]
+//           scales [16]
+//   q4    [num_blocks] of
+//           codes [4][16][4] u8                  element 4 i + b in the low nibble, 16 + 4 i + b in the high
+//           scales [16], minimums [16]
 //
-// A block is 32 elements along in_features. Scales and minimums are f16 where that loses nothing, else f32.
+// Scales and minimums are f16 where that loses nothing, else f32.
 #pragma once
 
 #include <cstddef>
@@ -35,28 +38,18 @@ static inline constexpr bool is_low_bit(WeightFormat format) {
   return format == WeightFormat::kQ8 || format == WeightFormat::kQ4;
 }
 
-// Where the parts of one panel lie, in bytes from its start.
+// Bytes of a panel, and for q8 and q4 of a block and to its parts.
 struct PanelLayout {
-  int64_t scales, minimums, panel_bytes;
+  int64_t panel_bytes, block_bytes, scales, minimums;
 };
 
 static inline constexpr PanelLayout panel_layout(WeightFormat format, int32_t in_features, bool half_scales) {
-  const int64_t blocks = in_features / kBlock;
-  const int64_t scales_bytes = blocks * kPanelRows * (half_scales ? 2 : 4);
-  switch (format) {
-    case WeightFormat::kF32:
-      return {0, 0, int64_t{in_features} * kPanelRows * 4};
-    case WeightFormat::kBF16:
-      return {0, 0, (int64_t{in_features} + 1) / 2 * kPanelRows * 4};
-    case WeightFormat::kQ8: {
-      const int64_t codes = blocks * kPanelRows * kBlock;
-      return {codes, codes + scales_bytes, (codes + scales_bytes + 63) / 64 * 64};
-    }
-    case WeightFormat::kQ4:
-      break;
-  }
-  const int64_t codes = blocks * kPanelRows * kBlock / 2;
-  return {codes, codes + scales_bytes, codes + 2 * scales_bytes};
+  if (format == WeightFormat::kF32) return {int64_t{in_features} * kPanelRows * 4, 0, 0, 0};
+  if (format == WeightFormat::kBF16) return {(int64_t{in_features} + 1) / 2 * kPanelRows * 4, 0, 0, 0};
+  const int64_t codes = kPanelRows * kBlock / (format == WeightFormat::kQ4 ? 2 : 1);
+  const int64_t scales = kPanelRows * (half_scales ? 2 : 4);
+  const int64_t block = codes + scales * (format == WeightFormat::kQ4 ? 2 : 1);
+  return {in_features / kBlock * block, block, codes, codes + scales};
 }
 
 static inline constexpr int64_t packed_bytes(WeightFormat format, int32_t out_features, int32_t in_features,

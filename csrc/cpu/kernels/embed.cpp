@@ -24,11 +24,9 @@ struct PackedRow {
   bool half_scales;
 };
 
-float scale_at(const PackedRow& from, int64_t offset, int64_t block) {
-  const uint8_t* scales = from.panel + offset;
-  const int64_t at = block * kPanelRows + from.row;
-  return from.half_scales ? first_lane(load(reinterpret_cast<const F16*>(scales) + at, 1))
-                          : reinterpret_cast<const float*>(scales)[at];
+float scale_at(const PackedRow& from, const uint8_t* scales) {
+  return from.half_scales ? first_lane(load(reinterpret_cast<const F16*>(scales) + from.row, 1))
+                          : reinterpret_cast<const float*>(scales)[from.row];
 }
 
 void read_f32(const PackedRow& from, float* out, int32_t hidden) {
@@ -45,21 +43,26 @@ void read_bf16(const PackedRow& from, float* out, int32_t hidden) {
 }
 
 void read_q8(const PackedRow& from, float* out, int32_t hidden) {
-  for (int64_t k = 0; k < hidden; ++k) {
-    const int code = from.panel[(k / 4 * kPanelRows + from.row) * 4 + k % 4] - 128;
-    out[k] = scale_at(from, from.layout.scales, k / kBlock) * static_cast<float>(code);
+  const uint8_t* block = from.panel;
+  for (int32_t k = 0; k < hidden; k += kBlock, block += from.layout.block_bytes) {
+    const float scale = scale_at(from, block + from.layout.scales);
+    for (int i = 0; i < kBlock; ++i) {
+      const int code = block[(i / 4 * kPanelRows + from.row) * 4 + i % 4] - 128;
+      out[k + i] = scale * static_cast<float>(code);
+    }
   }
 }
 
 void read_q4(const PackedRow& from, float* out, int32_t hidden) {
   constexpr int kHalf = kBlock / 2;
-  for (int64_t block = 0; block < hidden / kBlock; ++block) {
-    const float scale = scale_at(from, from.layout.scales, block);
-    const float minimum = scale_at(from, from.layout.minimums, block);
+  const uint8_t* block = from.panel;
+  for (int32_t k = 0; k < hidden; k += kBlock, block += from.layout.block_bytes) {
+    const float scale = scale_at(from, block + from.layout.scales);
+    const float minimum = scale_at(from, block + from.layout.minimums);
     for (int i = 0; i < kHalf; ++i) {
-      const int both = from.panel[((block * 4 + i / 4) * kPanelRows + from.row) * 4 + i % 4];
-      out[block * kBlock + i] = scale * static_cast<float>(both & 15) + minimum;
-      out[block * kBlock + kHalf + i] = scale * static_cast<float>(both >> 4) + minimum;
+      const int both = block[(i / 4 * kPanelRows + from.row) * 4 + i % 4];
+      out[k + i] = scale * static_cast<float>(both & 15) + minimum;
+      out[k + kHalf + i] = scale * static_cast<float>(both >> 4) + minimum;
     }
   }
 }

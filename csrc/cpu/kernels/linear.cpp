@@ -31,16 +31,15 @@ constexpr int64_t kTakesPerWorker = 8;
 
 struct Matrix {
   const uint8_t* panels;
-  PanelLayout layout;
-  int64_t num_panels;
+  int64_t panel_bytes, num_panels;
   bool half_scales;
 };
 
 Matrix matrix_of(const LinearParams& p) {
   const auto* header = static_cast<const PackedHeader*>(p.weight);
-  return {static_cast<const uint8_t*>(p.weight) + sizeof(PackedHeader),
-          panel_layout(p.format, p.in_features, header->half_scales != 0), ceil_div(p.out_features, kPanelRows),
-          header->half_scales != 0};
+  const bool half_scales = header->half_scales != 0;
+  return {reinterpret_cast<const uint8_t*>(header + 1), panel_layout(p.format, p.in_features, half_scales).panel_bytes,
+          ceil_div(p.out_features, kPanelRows), half_scales};
 }
 
 // Rows first_row .. first_row + kLanes of one token.
@@ -53,11 +52,11 @@ void write(const LinearParams& p, int64_t first_row, int64_t token, Vec sum) {
   store(out, sum, rows);
 }
 
-// A panel whose run, the next contiguous bytes that this worker reads, ends with panel `last`.
+// A panel of a run that ends with panel `last`: the contiguous bytes that this worker reads.
 Panel panel_of(const LinearParams& p, const Matrix& matrix, int64_t panel, int64_t last) {
-  const int64_t bytes = matrix.layout.panel_bytes;
-  const uint8_t* data = matrix.panels + panel * bytes;
-  return {data, smaller(data + kAheadBytes, matrix.panels + last * bytes), matrix.layout, p.in_features / kBlock};
+  const uint8_t* data = matrix.panels + panel * matrix.panel_bytes;
+  const bool within = data + kAheadBytes < matrix.panels + (last + 1) * matrix.panel_bytes;
+  return {data, within ? data + kAheadBytes : data, p.in_features / kBlock};
 }
 
 template <WeightFormat format, bool half_scales>
