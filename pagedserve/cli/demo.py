@@ -18,6 +18,8 @@ from pagedserve.cli.plot import save_plot
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS, SYSTEM_PROMPT
 from pagedserve.errors import InvalidInput
 
+NUM_SHOWN = 4  # answers of the crowd that are printed whole
+
 
 def run(args: argparse.Namespace) -> int:
     """Serve, measure, print the table, save the plot and the numbers."""
@@ -76,6 +78,9 @@ async def _crowd(engine: Any, phase: Phase, users: Sequence[str], args: argparse
     view = CrowdView(phase)
     with console.live(view.render, view.line) as changed:
         await run_phase(engine, phase, prompts, _params("at once", args), changed)
+    for answer in phase.answers[:: max(1, -(-len(users) // NUM_SHOWN))]:
+        console.print(f"  {answer.number + 1}. {answer.prompt}")
+        console.print(f"     {' '.join(answer.text.split())}")
     console.print(f"all {len(users)} answered in {duration(phase.duration_s)}, {phase.tokens_per_s:,.0f} tokens/s")
 
 
