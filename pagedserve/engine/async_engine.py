@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagedserve.engine.channels import AsyncChannel, AsyncStream, Mailboxes
-from pagedserve.engine.door import Prompt
+from pagedserve.engine.door import Conversation, Prompt
 from pagedserve.engine.face import Face
 from pagedserve.engine.sampling import SamplingParams
 
@@ -29,7 +28,7 @@ class AsyncEngine(Face):
 
     def generate(
         self,
-        prompt: Prompt | Sequence[Mapping[str, str]],
+        prompt: Prompt | Conversation,
         params: SamplingParams | None = None,
         *,
         id: str | None = None,

@@ -14,6 +14,7 @@ from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, str]]
 
 
 class Tokenizer(Protocol):
@@ -23,7 +24,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+    def render_chat(self, messages: Conversation) -> str: ...
 
 
 class Door:
@@ -69,9 +70,7 @@ class Door:
             tokens = self._token_ids(prompt, name)
         return self._check_length(tokens, name)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], name: str = "the conversation"
-    ) -> tuple[str, list[int]]:
+    def encode_chat(self, messages: Conversation, name: str = "the conversation") -> tuple[str, list[int]]:
         """The prompt of a conversation, in the model's own form, and its token ids."""
         text = self._tokenizer.render_chat(messages)
         return text, self._check_length(self._tokenizer.encode(text, add_special=False), name)
@@ -82,8 +81,8 @@ class Door:
         """A Request for an encoded prompt, arriving now."""
         params = self.params(params)
         number = next(self._numbers)
-        if id is not None and (not isinstance(id, str) or not id):
-            raise InvalidInput(f"the request's id is {id!r}; give a string that is not empty, or None")
+        if id is not None and (not isinstance(id, str) or not id or "#" in id):
+            raise InvalidInput(f"the request's id is {id!r}; give a string that is not empty and has no '#', or None")
         seed = params.seed
         if seed is None:
             seed = int.from_bytes(hashlib.blake2b(f"{self._seed}/{number}".encode(), digest_size=8).digest(), "little")

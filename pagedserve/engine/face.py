@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from os import PathLike, fspath
+from typing import NamedTuple, cast
 
 from pagedserve.engine.core import EngineCore
-from pagedserve.engine.door import Door, Prompt
+from pagedserve.engine.door import Conversation, Door, Prompt
 from pagedserve.engine.parts import build_parts
 from pagedserve.errors import InvalidInput
 from pagedserve.models import Detokenizer, LoadedModel, load_model
@@ -51,7 +51,7 @@ class Face:
     """A running engine. Use LLM or AsyncEngine.
 
     Args:
-        model: a GGUF file, a Hugging Face folder, or a LoadedModel.
+        model: a GGUF file, a Hugging Face folder, the name of a packaged model, or a LoadedModel.
         backend: of every op; "auto" takes the best there is.
         dtype, quantize: of the weights; as load_model.
         kv_dtype: of keys and values: "float32", "bfloat16", "float16", "int8" or "float8_e4m3fn"; "auto": bfloat16, or
@@ -99,10 +99,13 @@ class Face:
     ) -> None:
         if type(seed) is not int:
             raise InvalidInput(f"seed is {seed!r}; give a whole number")
-        loaded = model
-        if not isinstance(model, LoadedModel):
-            loaded = load_model(model, dtype=dtype, quantize=quantize, progress=progress)
-        elif dtype != "auto" or quantize is not None:
+        if isinstance(model, (str, PathLike)):
+            loaded = load_model(fspath(model), dtype=dtype, quantize=quantize, progress=progress)
+        elif not isinstance(model, LoadedModel):
+            raise InvalidInput(f"model is a {type(model).__name__}; give a path, a name, or what load_model returned")
+        elif dtype == "auto" and quantize is None:
+            loaded = model
+        else:
             raise InvalidInput("dtype and quantize are chosen when a model is loaded; give them to load_model")
         runner, scheduler, event_log_file = build_parts(
             loaded,
@@ -165,8 +168,8 @@ class Face:
             step_s=loop.step_s,
         )
 
-    def _encode(self, prompt: Prompt | Sequence[Mapping[str, str]]) -> list[int]:
+    def _encode(self, prompt: Prompt | Conversation) -> list[int]:
         """Token ids of a prompt or of a conversation."""
         if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
             return self._door.encode_chat(prompt)[1]
-        return self._door.encode(prompt)
+        return self._door.encode(cast(Prompt, prompt))

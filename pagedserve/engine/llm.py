@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from queue import SimpleQueue
+from typing import cast
 
 from pagedserve.engine.channels import Collector, QueueChannel, Stream
-from pagedserve.engine.door import Prompt
+from pagedserve.engine.door import Conversation, Prompt
 from pagedserve.engine.face import Face
 from pagedserve.engine.outputs import RequestOutput
 from pagedserve.engine.progress import Report, reporter
@@ -16,7 +17,6 @@ from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput
 
 Params = SamplingParams | Sequence[SamplingParams] | None
-Message = Mapping[str, str]
 
 
 class LLM(Face):
@@ -60,7 +60,7 @@ class LLM(Face):
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Conversation | Sequence[Conversation],
         params: Params = None,
         *,
         progress: bool | Report = False,
@@ -75,12 +75,12 @@ class LLM(Face):
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise InvalidInput(f"messages is {messages!r}; give a list of messages, or a list of such lists")
         single = isinstance(messages[0], Mapping)
-        conversations = [messages] if single else messages
+        conversations = cast(Sequence[Conversation], [messages] if single else messages)
         names = ["the conversation"] if single else [f"conversation {i}" for i in range(len(conversations))]
         encoded = [self._door.encode_chat(turns, name) for turns, name in zip(conversations, names, strict=True)]
         return self._run([text for text, _ in encoded], [tokens for _, tokens in encoded], params, progress)
 
-    def stream(self, prompt: Prompt | Sequence[Message], params: SamplingParams | None = None) -> Stream:
+    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Stream:
         """Answer one prompt or conversation, as it comes.
 
         Returns:

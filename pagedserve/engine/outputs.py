@@ -121,7 +121,7 @@ class Completion:
         self.text += delta.text
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
-            if self.logprobs is None:
+            if self.logprobs is None or self.cumulative_logprob is None:
                 self.logprobs, self.cumulative_logprob = [], 0.0
             self.logprobs += delta.logprobs
             self.cumulative_logprob += sum(entry.logprob for entry in delta.logprobs)

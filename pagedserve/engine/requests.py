@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,14 +41,14 @@ class StepTokens:
         tokens: in the plan's order: decodes, then the chunks that sample.
         failed: ids of those whose logits were all NaN; their tokens mean nothing.
         logprobs: [num_rows] float32, beside tokens.
-        top_tokens, top_logprobs: [num_rows, num_top], likeliest first; None where nobody asked.
+        top_tokens, top_logprobs: [num_rows, num_top], likeliest first. Empty, all three, where nobody asked.
     """
 
     tokens: list[int]
     failed: tuple[str, ...] = ()
-    logprobs: np.ndarray | None = None
-    top_tokens: np.ndarray | None = None
-    top_logprobs: np.ndarray | None = None
+    logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    top_tokens: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    top_logprobs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def logprob(self, i: int, num_top: int) -> TokenLogprob:
         """Of token i, with its num_top likeliest alternatives."""
@@ -73,7 +73,7 @@ class Request:
     """
 
     id: str
-    prompt_token_ids: Sequence[int]
+    prompt_token_ids: list[int]
     params: SamplingParams
     max_tokens: int
     eos_token_ids: frozenset[int]

@@ -129,7 +129,7 @@ class ModelRunner:
         num_rows = len(decode_rows)
         self._logit_rows[:num_rows] = places
 
-        sampling = []
+        sampling: list[int] = []
         for chunk in plan.chunks:
             begin, end = q_starts[chunk.row], q_starts[chunk.row + 1]
             positions = np.arange(chunk.start, chunk.start + chunk.num_tokens)

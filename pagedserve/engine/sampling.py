@@ -109,9 +109,10 @@ class SamplingParams:
         wanted = f"a whole number {_span(low, high)}" + (f" ({note})" if note else "") + (" or None" * optional)
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise self._refuse(name, wanted)
-        if value < low or (high is not None and value > high):
+        number = int(value)
+        if number < low or (high is not None and number > high):
             raise self._refuse(name, wanted)
-        self._set(name, int(value))
+        self._set(name, number)
 
     def _number(
         self, name: str, low: float, high: float | None, note: str = "", *, above: bool = False, optional: bool = False
@@ -123,9 +124,10 @@ class SamplingParams:
         wanted = f"a finite number {span}" + (f" ({note})" if note else "") + (" or None" * optional)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise self._refuse(name, wanted)
-        if value < low or (above and value == low) or (high is not None and value > high):
+        number = float(value)
+        if number < low or (above and number == low) or (high is not None and number > high):
             raise self._refuse(name, wanted)
-        self._set(name, float(value))
+        self._set(name, number)
 
     def _boolean(self, name: str) -> None:
         if not isinstance(getattr(self, name), bool):

@@ -123,8 +123,9 @@ def test_refusals_touch_nobody():
                 engine.generate("")
             with pytest.raises(InvalidInput, match="'good' is still in the engine"):
                 engine.generate("abc", id="good")
-            with pytest.raises(InvalidInput, match="id is ''"):
-                engine.generate("abc", id="")
+            for id in ("", "good#1", 7):
+                with pytest.raises(InvalidInput, match=f"id is {id!r}"):
+                    engine.generate("abc", id=id)
             with pytest.raises(RequestRejected, match="20; shorten the prompt") as refused:
                 await text_of(engine.generate("abc", SamplingParams(max_tokens=200)))
             assert refused.value.reason == "never_fits"

@@ -165,6 +165,12 @@ def test_impossible_engines_are_refused(tiny, options, message):
         LLM(tiny, **options)
 
 
+@pytest.mark.parametrize("model", [None, 7, ["a"]])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(InvalidInput, match="give a path, a name, or what load_model returned"):
+        LLM(model)
+
+
 def test_sizes_left_open(tiny):
     def limits(page_bytes, **given):
         sizes = {"page_size": 16, "num_pages": None, "memory_bytes": None, "num_host_pages": 0, "max_seqs": 4}
