@@ -387,7 +387,6 @@ class Scheduler:
         reserve = policy.watermark_pages(self.config, pages.num_pages, num_running)
         if not self._memory.admit(seq, self._rows[0], reserve):
             return None
-        seq.needs_pages = 0
         seq.row = heapq.heappop(self._rows)
         seq.state = State.RUNNING
         self._prompts.append(seq)

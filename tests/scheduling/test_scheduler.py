@@ -205,9 +205,10 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_prompt() -> None:
 
 def test_a_step_whose_sequence_was_aborted_meanwhile_drops_its_token() -> None:
     scheduler, runner = make()
+    runner.sample = sum_sampler(50)
     for id in "abc":
         arrive(scheduler, id, [1, ord(id)], 9)
-    sequence = scheduler.sequence("b")
+    sequence, last = scheduler.sequence("b"), scheduler.sequence("c")
     for times in range(3):
         plan = scheduler.plan(0.0)
         tokens, _ = runner.compute(plan)
@@ -217,6 +218,7 @@ def test_a_step_whose_sequence_was_aborted_meanwhile_drops_its_token() -> None:
             scheduler.audit()
         scheduler.apply(StepDone(0.0, plan.step, tokens))
     assert len(sequence.tokens) == 3
+    assert all(last.tokens[i] == runner.sample(last.tokens[:i]) for i in range(2, len(last.tokens)))
     assert endings(run_dry(runner)) == {"a": "length", "c": "length"}
 
 
@@ -255,6 +257,16 @@ def test_a_failed_step_is_tried_one_by_one_to_find_who_fails() -> None:
     assert len(scheduler.plan(0.0).decode_ids) == 3
 
 
+def test_who_was_aborted_is_not_tried_alone() -> None:
+    scheduler, runner = make()
+    for id in "abc":
+        arrive(scheduler, id, [1, ord(id)], 6)
+    fail_step(runner, scheduler.plan(0.0))
+    scheduler.apply(Abort(0.0, "b"))
+    assert [step(runner) for _ in range(2)] == [[], []]
+    assert sorted(scheduler.plan(0.0).decode_ids) == ["a", "c"]
+
+
 def test_steps_that_fail_together_but_not_alone_still_end() -> None:
     scheduler, runner = make()
     for id in "abc":
@@ -281,6 +293,17 @@ def test_nonsense_ends_its_own_request_and_is_not_found_by_others() -> None:
     assert ended["bad"] == "error"
     arrive(scheduler, "later", distinct(20), 9)
     assert endings(run_dry(runner)) == {"later": "length"}
+
+
+def test_nonsense_of_an_aborted_request_fails_one_other_at_most() -> None:
+    scheduler, runner = make(max_step_tokens=8)
+    runner.poisonous.add("bad")
+    arrive(scheduler, "bad", distinct(20), 9)
+    step(runner)
+    scheduler.apply(Abort(0.0, "bad"))
+    arrive(scheduler, "unlucky", distinct(20), 9)
+    arrive(scheduler, "later", distinct(20), 9, after="unlucky")
+    assert endings(run_dry(runner)) == {"unlucky": "error", "later": "length"}
 
 
 def test_a_failure_leaves_what_others_proved_sound() -> None:
@@ -477,9 +500,9 @@ def test_the_watermark_keeps_pages_for_those_that_grow() -> None:
 def test_what_fits_alone_starts_alone_though_the_watermark_forbids() -> None:
     scheduler, runner = make(num_pages=8, watermark=0.9)
     arrive(scheduler, "a", distinct(30), 3)
-    assert endings(run_dry(runner)) == {"a": "length"}
-    arrive(scheduler, "b", distinct(30), 3)
-    assert endings(run_dry(runner)) == {"b": "length"}
+    step(runner)
+    arrive(scheduler, "b", distinct(30, 200), 3)
+    assert endings(run_dry(runner)) == {"a": "length", "b": "length"}
 
 
 def test_a_copy_is_forgone_where_its_source_is_needed_as_a_page() -> None:
@@ -522,6 +545,21 @@ def test_shrinking_preempts_who_is_beyond_and_ends_who_cannot_fit() -> None:
     scheduler.apply(Resize(0.0, 16))
     arrive(scheduler, "big", distinct(30), 20)
     assert endings(run_dry(runner)) == {"big": "length"}
+
+
+def test_who_is_preempted_and_back_at_once_takes_one_page_at_a_time() -> None:
+    scheduler, runner = make(num_pages=20, prefix_cache=False)
+    for i in range(4):
+        arrive(scheduler, f"r{i}", distinct(5, 10 * i), 8)
+    step(runner)
+    for id in ("r1", "r2"):
+        scheduler.apply(Abort(0.0, id))
+    assert preempted(scheduler.apply(Resize(0.0, 7))) == ["r3"]
+    for _ in range(5):
+        assert step(runner) == []
+        sequence = scheduler.sequence("r3")
+        assert len(sequence.pages) == math.ceil(len(sequence.tokens) / 4)
+    assert endings(run_dry(runner)) == {"r0": "length", "r3": "length"}
 
 
 def test_shrinking_waits_for_the_step_in_flight() -> None:

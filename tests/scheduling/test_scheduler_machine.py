@@ -39,7 +39,7 @@ prompts = st.one_of(
     st.lists(tokens, max_size=24),
     st.builds(lambda n, tail: [1] * n + tail, st.integers(0, 20), st.lists(tokens, min_size=1, max_size=3)),
 )
-ids = st.integers(0, 30).map(lambda i: f"r{i}")
+ids = st.integers(0, 9).map(lambda i: f"r{i}")
 deadlines = st.one_of(st.none(), st.floats(0.5, 8.0))
 
 configs = st.builds(
@@ -71,12 +71,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runner = SymbolicRunner(self.scheduler, SAMPLE)
         self.t = 0.0
         self.open: set[str] = set()
-        self.running: set[str] = set()
         self.flight: StepPlan | None = None
         self.num_pages = config.num_pages
         self.pool = config.num_pages
         self.draining = False
-        self.protected: tuple[str, int] | None = None
 
     # Events
 
@@ -202,6 +200,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.landed()
 
     def landed(self) -> None:
+        for seq in map(self.scheduler.sequence, self.open):
+            if seq.row >= 0:
+                assert len(seq.pages) == -(-len(seq.tokens) // self.config.page_size)
+            if len(seq.tokens) > seq.num_prompt:
+                assert seq.tokens[-1] == SAMPLE(seq.tokens[:-1]), "a token of another sequence"
         self.num_pages = self.pool
         self.runner.lose_pages_from(self.num_pages)
 
