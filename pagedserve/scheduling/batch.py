@@ -7,7 +7,8 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.request import Sequence
@@ -70,17 +71,13 @@ class DecodeBatch:
     def leave(self, seq: Sequence) -> None:
         """seq does not decode any more; the last takes its place."""
         self._own()
-        slot = seq.slot
-        self.seqs[-1].slot = slot
-        self.seqs[slot], self.rows[slot], self.ids[slot] = self.seqs[-1], self.rows[-1], self.ids[-1]
-        self._tokens[slot] = self._tokens[-1]
-        for items in (self.seqs, self.rows, self.ids, self._tokens):
+        self.seqs[-1].slot = slot = seq.slot
+        lists: tuple[list[Any], ...] = (self.seqs, self.rows, self.ids, self._tokens)
+        for items in lists:
+            items[slot] = items[-1]
             items.pop()
         seq.slot, seq.due_tick = -1, 0
-        for token in seq.stop_token_ids:
-            self._stops[token] -= 1
-            if not self._stops[token]:
-                del self._stops[token]
+        self._stops -= Counter(seq.stop_token_ids)
 
     def schedule(self, seq: Sequence, page_size: int) -> None:
         """Enter into the calendar when seq ends, or outgrows its pages."""
@@ -119,11 +116,11 @@ class Flight:
 
     plan: StepPlan
     decodes: list[Sequence]  # beside plan.decode_rows
-    prompts: list[Sequence] = field(default_factory=list)  # beside plan.chunks
+    prompts: list[Sequence]  # beside plan.chunks
     alone: bool = False  # one suspect of a failed step
     thinned: bool = False  # a sequence ended since it was planned
 
     @property
-    def members(self) -> list[Sequence]:
+    def seqs(self) -> list[Sequence]:
         """Every sequence of the step."""
         return self.decodes + self.prompts

@@ -30,37 +30,23 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """Limits and prices. Checked when made; InvalidInput names the field.
+    """Limits and prices. Checked when made; InvalidInput names the field."""
 
-    Attributes:
-        num_pages, page_size: the pool on the device, and tokens per page.
-        max_seqs: rows, that is sequences that run at once.
-        max_step_tokens: tokens computed in one step; at least max_seqs, so that every row can decode.
-        max_model_len: prompt and output tokens of one request.
-        watermark: share of the pool kept free when a prompt is admitted beside others, for those that grow.
-        prefix_cache: keep pages of computed tokens for whoever comes with the same prefix.
-        num_host_pages: pages in host memory that preempted sequences can be swapped to.
-        max_queue: requests that may wait to start; None for any number.
-        priority_s: a level of priority goes ahead of this many seconds of waiting.
-        attention_parity_tokens: the context at which attending costs a token as much as all else. For an 8B model with
-            32 layers and hidden size 4096: 16e9 flop over 4 * 32 * 4096 flop per token of context, 30,000.
-        swap_page_tokens: the price of moving a page to or from the host, in prompt tokens computed.
-        graph_buckets: numbers of decodes for which the runner captured graphs, rising.
-    """
-
-    num_pages: int
-    page_size: int
-    max_seqs: int
-    max_step_tokens: int
-    max_model_len: int
-    watermark: float = 0.01
-    prefix_cache: bool = True
-    num_host_pages: int = 0
-    max_queue: int | None = None
-    priority_s: float = 10.0
+    num_pages: int  # of the pool on the device
+    page_size: int  # tokens per page
+    max_seqs: int  # rows, that is sequences that run at once
+    max_step_tokens: int  # computed in one step; at least max_seqs, so that every row can decode
+    max_model_len: int  # prompt and output tokens of one request
+    watermark: float = 0.01  # share of the pool left free when a prompt starts beside others, for those that grow
+    prefix_cache: bool = True  # keep pages of computed tokens for whoever comes with the same prefix
+    num_host_pages: int = 0  # in host memory, for preempted sequences to be swapped to
+    max_queue: int | None = None  # requests that may wait to start; None for any number
+    priority_s: float = 10.0  # a level of priority goes ahead of this many seconds of waiting
+    # The context at which attending costs a token as much as all else. For an 8B model with 32 layers and hidden size
+    # 4096: 16e9 flop over 4 * 32 * 4096 flop per token of context.
     attention_parity_tokens: int = 30_000
-    swap_page_tokens: float = 4.0
-    graph_buckets: tuple[int, ...] = ()
+    swap_page_tokens: float = 4.0  # the price of moving a page to or from the host, in prompt tokens computed
+    graph_buckets: tuple[int, ...] = ()  # numbers of decodes for which the runner captured graphs, rising
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens"), 1)

@@ -44,10 +44,7 @@ def decode(line: str) -> tuple[Record, list[Decision]]:
 
 
 def read_log(lines: Iterable[str]) -> tuple[SchedulerConfig, Iterator[tuple[Record, list[Decision]]]]:
-    """A whole log; a last line without its end, torn in mid-write, is left out.
-
-    InvalidInput for anything but a log, for another version, and for a line inside it that cannot be read.
-    """
+    """A whole log, but for a last line torn in mid-write. InvalidInput for a line that no log of this version has."""
     rest = iter(lines)
     try:
         header = json.loads(next(rest, ""))
@@ -60,10 +57,7 @@ def read_log(lines: Iterable[str]) -> tuple[SchedulerConfig, Iterator[tuple[Reco
 
 
 def replay(config: SchedulerConfig, records: Iterable[Record]) -> Iterator[tuple[list[Decision], StepPlan | None]]:
-    """Tell a new scheduler the same: for each record its decisions, and the plan where it is a Planned.
-
-    With the config and records of a log they are those of the first run, on any machine.
-    """
+    """For each record what a new scheduler decides or, where it is a Planned, plans: the same as in the first run."""
     scheduler = Scheduler(config)
     for record in records:
         if isinstance(record, Planned):
@@ -76,20 +70,18 @@ def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), default=_plain)
 
 
-def _plain(value: object) -> object:
-    """What JSON does not know. But for sets of tokens the scheduler refused it, and will again."""
-    return {"set": sorted(value)} if isinstance(value, frozenset) else {"repr": repr(value)}
+def _plain(value: Any) -> object:
+    """What JSON does not know: a set of tokens, or ints of another kind. All else was refused, and is again."""
+    if isinstance(value, frozenset):
+        return {"set": sorted(value, key=repr)}
+    try:
+        return list(map(index, value)) if hasattr(value, "__iter__") else index(value)
+    except TypeError:
+        return {"repr": repr(value)}
 
 
 def _pack(value: Record | Decision) -> list[object]:
-    fields = _fields(value)
-    for name in ("prompt", "tokens"):
-        if name in fields:
-            try:
-                fields[name] = list(map(index, fields[name]))
-            except TypeError:
-                fields[name] = _plain(fields[name])
-    return [type(value).__name__.lower(), fields]
+    return [type(value).__name__.lower(), _fields(value)]
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Memory:
         self._stats = stats
         self._caching = config.prefix_cache
         self._page_size = config.page_size
-        self._moves = StepPlan(-1)  # only its moves
-        self._copied: list[Node] = []  # sources of its copies, held until it is handed over
+        self._moves = StepPlan(-1)  # the next plan, of which only the moves are known
+        self._copied: list[Node] = []  # sources of its copies, held until it is taken
         self._leaving: list[Sequence] = []  # whom its swaps out are for
 
     def admit(self, seq: Sequence, row: int, reserve: int) -> bool:
@@ -81,10 +81,7 @@ class Memory:
         return True
 
     def cache_computed(self, seq: Sequence) -> None:
-        """Into the prefix cache: the pages that seq filled since the last call. O(their tokens).
-
-        Where the cache has such a page already, seq goes on with that one.
-        """
+        """Into the prefix cache: the pages that seq filled. Where one is there already, seq goes on with that."""
         size = self._page_size
         num_full = seq.num_computed // size if self._caching else 0
         for i in range(seq.num_shared, num_full):
@@ -125,10 +122,7 @@ class Memory:
         self._release_pages(seq)
 
     def forget(self, seq: Sequence) -> None:
-        """Its pages may hold nonsense: out of the prefix cache, then give them back.
-
-        The pages it found there stay where it sampled a token with them: then they are sound.
-        """
+        """As release, but its pages may hold nonsense. Those it found stay where it sampled a token with them."""
         trusted = seq.prefix_hit_tokens // self._page_size if seq.slot >= 0 else 0
         node, top = (seq.tail or seq.node), None
         while node is not None and node.depth > trusted:
@@ -144,16 +138,14 @@ class Memory:
             self._moves.swap_out = [move for move in self._moves.swap_out if move[1] not in lost]
         self._free_host_pages(seq)
 
-    def hand_over(self, plan: StepPlan) -> None:
-        """Put the moves into the plan."""
-        moves, self._moves = self._moves, StepPlan(-1)
-        plan.page_writes, plan.copies = moves.page_writes, moves.copies
-        plan.swap_out, plan.swap_in = moves.swap_out, moves.swap_in
-        self._leaving = []
+    def take_plan(self) -> StepPlan:
+        """The plan that carries the moves so far; all else in it is the caller's."""
+        plan, self._moves = self._moves, StepPlan(-1)
         for node in self._copied:
             self.pages.release(node.page)
             self.cache.touch(node)
-        self._copied = []
+        self._copied, self._leaving = [], []
+        return plan
 
     def resize(self, num_pages: int) -> None:
         """No sequence holds a page from num_pages on. What was to be swapped out from one is lost."""

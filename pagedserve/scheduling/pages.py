@@ -14,8 +14,7 @@ class PageAllocator:
     A holder is a sequence whose page table names the page, or the prefix cache, which keeps at most one
     hold per page (`keep`). A page that only the prefix cache holds is idle: it can be had by evicting it.
 
-    Every operation is O(1); `take` prefers the page that was freed last. InvalidInput where a page's holder
-    counts contradict the call, as a second release does.
+    Every operation is O(1). InvalidInput where the page's holders contradict it, as with a second release.
     """
 
     def __init__(self, num_pages: int) -> None:

@@ -29,10 +29,8 @@ def watermark_pages(config: SchedulerConfig, num_pages: int, num_running: int) -
 
 def never_fits(num_prompt: int, max_tokens: int, config: SchedulerConfig, num_pages: int) -> str | None:
     """Why a request can never be computed, or None. The last sampled token is never computed, so needs no place."""
-    given, advice = (
-        f"prompt of {num_prompt} tokens and max_tokens {max_tokens}",
-        "shorten the prompt or lower max_tokens",
-    )
+    given = f"prompt of {num_prompt} tokens and max_tokens {max_tokens}"
+    advice = "shorten the prompt or lower max_tokens"
     num_tokens = num_prompt + max_tokens
     if num_tokens > config.max_model_len:
         return f"{given} make {num_tokens}, over max_model_len {config.max_model_len}; {advice}"

@@ -38,10 +38,7 @@ class Node:
 
 
 class PrefixCache:
-    """Which page holds which prefix. It keeps one hold on each of its pages (PageAllocator.keep).
-
-    price(start, stop) is that of computing tokens [start, stop) again.
-    """
+    """Which page holds which prefix. price(start, stop) is that of computing tokens [start, stop) again."""
 
     def __init__(self, pages: PageAllocator, page_size: int, price: Callable[[int, int], float]) -> None:
         self._pages = pages
@@ -53,10 +50,7 @@ class PrefixCache:
         self._num_nodes = self._num_uses = self._num_offers = 0
 
     def match(self, salt: str, tokens: Sequence[int], limit: int) -> tuple[list[Node], Node | None, int]:
-        """What the tree holds of tokens[:limit]: whole pages, then a page that matches in part, and how many tokens.
-
-        O(limit), and a binary search among siblings.
-        """
+        """What the tree holds of tokens[:limit]: whole pages, then a page of which so many tokens match. O(limit)."""
         nodes: list[Node] = []
         node = self._roots.get(salt)
         while node is not None:
@@ -74,10 +68,7 @@ class PrefixCache:
         return nodes, None, 0
 
     def extend(self, node: Node | None, salt: str, key: Key, page: int) -> Node | None:
-        """The child of node (None: of the root) that begins with key: a new one, on page, where there is none.
-
-        None where node was forgotten.
-        """
+        """The child of node (None: a root) that begins with key, else a new one on page. None: node was forgotten."""
         if node is None:
             node = self._roots.setdefault(salt, Node(None, (), -1, salt))
         if node.dead:
@@ -91,10 +82,7 @@ class PrefixCache:
         return child
 
     def lengthen(self, leaf: Node, key: Key) -> Node | None:
-        """A partly filled leaf now holds key, which begins with what it held.
-
-        Where a sibling begins with key already, that one, and the leaf goes. None where the leaf was forgotten.
-        """
+        """The leaf, now with key; or the sibling that begins with key, and the leaf goes. None: as in extend."""
         if leaf.dead or leaf.key == key:
             return None if leaf.dead else leaf
         other = _beginning_with(leaf.parent, key)

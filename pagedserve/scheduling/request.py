@@ -8,6 +8,7 @@ import math
 import reprlib
 from operator import index
 
+from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.events import Arrive
 from pagedserve.scheduling.prefix import Node
 
@@ -24,8 +25,7 @@ class State(enum.Enum):
 class Sequence:
     """One request's tokens and how many of them are computed. Read it; only the scheduler writes.
 
-    There are no phases: a sequence has tokens, and of those a prefix is computed. Whose every token but the
-    last is computed decodes, once it has sampled a token since it was given its row.
+    There are no phases. Whose every token but the last is computed decodes, once it has sampled one in its row.
     """
 
     def __init__(self, event: Arrive, prompt: list[int], order: int, key: float) -> None:
@@ -68,27 +68,22 @@ def is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def read_prompt(event: Arrive) -> list[int] | None:
-    """The prompt as ints; None where it holds anything else, or a negative number."""
-    try:
-        tokens = list(map(index, event.prompt))
-    except TypeError:
-        return None
-    return None if min(tokens, default=0) < 0 else tokens
-
-
-def invalid_arrival(event: Arrive, prompt: list[int] | None) -> str | None:
-    """What is wrong with an arrival in itself: a sentence, or None."""
+def read_prompt(event: Arrive) -> list[int]:
+    """The prompt as ints; InvalidInput that names the field where something is wrong with the arrival in itself."""
 
     def is_count(value: object, least: int, most: int = 1 << 60) -> bool:
         return type(value) is int and least <= value <= most
 
+    try:
+        prompt = list(map(index, event.prompt))
+    except TypeError:
+        prompt = []
     most = event.max_tokens if is_count(event.max_tokens, 1) else 0
     rules = [
         ("id", isinstance(event.id, str) and event.id != "", "a string of at least one character"),
         ("t", is_finite(event.t), "a finite time"),
-        ("prompt", bool(prompt), "at least one token id, each an int of at least 0"),
-        ("max_tokens", is_count(event.max_tokens, 1), "an int of at least 1"),
+        ("prompt", min(prompt, default=-1) >= 0, "at least one token id, each an int of at least 0"),
+        ("max_tokens", most > 0, "an int of at least 1"),
         ("min_tokens", is_count(event.min_tokens, 0, most), "an int from 0 to max_tokens"),
         ("priority", is_count(event.priority, -1_000_000, 1_000_000), "an int from -1000000 to 1000000"),
         ("stop_token_ids", isinstance(event.stop_token_ids, frozenset), "a frozenset of token ids"),
@@ -102,5 +97,6 @@ def invalid_arrival(event: Arrive, prompt: list[int] | None) -> str | None:
     for name, holds, wanted in rules:
         if not holds:
             given = getattr(event, name)
-            return f"{name} must be {wanted}; got {reprlib.repr(list(given) if isinstance(given, tuple) else given)}"
-    return None
+            given = reprlib.repr(list(given) if isinstance(given, tuple) else given)
+            raise InvalidInput(f"{name} must be {wanted}; got {given}")
+    return prompt

@@ -17,7 +17,9 @@ from pagedserve.scheduling.batch import DecodeBatch, Flight, SequenceHeap
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.events import Chunk, Decision, Event, Finish, Planned, Record, Reject, StepPlan
 from pagedserve.scheduling.memory import Memory
-from pagedserve.scheduling.request import Sequence, State, invalid_arrival, is_finite, read_prompt
+from pagedserve.scheduling.request import Sequence, State, is_finite, read_prompt
+
+OnEvent = Callable[[Record, list[Decision]], object]
 
 
 class Scheduler:
@@ -30,17 +32,12 @@ class Scheduler:
     leaves. A prompt starts when there are pages for all of it; a sequence that outgrows its pages takes them from a
     victim (policy.choose_victim), which is queued again where it stood and loses no token.
 
-    Cost of apply(StepDone) and plan: an append per sequence that decodes, and work for those that start, end or fill
-    a page.
+    on_event is called after each event with its decisions, and after each plan with a Planned; for logs.
 
-    Args:
-        config: limits and prices.
-        on_event: called after each event with its decisions, and after each plan with a Planned; for logs.
+    Cost of a step: an append per sequence that decodes, and work for those that start, end or fill a page.
     """
 
-    def __init__(
-        self, config: SchedulerConfig, on_event: Callable[[Record, list[Decision]], object] | None = None
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, on_event: OnEvent | None = None) -> None:
         self.config = config
         self._on_event = on_event
         self._stats = SchedulerStats()  # only its counts
@@ -60,8 +57,6 @@ class Scheduler:
         self._draining = False
         self._now = -math.inf
         self._num_arrived = self._num_steps = 0
-
-    # What a caller asks
 
     def sequence(self, id: str) -> Sequence:
         """The request's state; InvalidInput where it is over or never came."""
@@ -97,10 +92,8 @@ class Scheduler:
         """Raise InvalidInput where a page is leaked, lost or doubly held. O(pages); for tests and shutdown."""
         self._memory.audit(self._seqs.values())
 
-    # What happens
-
     def apply(self, event: Event) -> list[Decision]:
-        """Take note of an event; what it decides, in order. InvalidInput for one that cannot be; it changes nothing."""
+        """Take note of an event; what it decides, in order. InvalidInput for one that cannot be; only time goes on."""
         if is_finite(event.t):
             self._now = max(self._now, event.t)
         elif not isinstance(event, events.Arrive):
@@ -131,10 +124,13 @@ class Scheduler:
         return self._decisions
 
     def _arrive(self, event: events.Arrive) -> None:
-        prompt = read_prompt(event)
-        refused = self._refusal(event, prompt)
-        if refused is not None or prompt is None:
-            self._decisions.append(Reject(event.id, *(refused or ("invalid", ""))))
+        try:
+            prompt = read_prompt(event)
+            refused = self._refusal(event, len(prompt))
+        except InvalidInput as error:
+            refused = "invalid", str(error)
+        if refused is not None:
+            self._decisions.append(Reject(event.id, *refused))
             return
         key = policy.waiting_key(event.t, event.priority, self.config.priority_s)
         seq = self._seqs[event.id] = Sequence(event, prompt, self._num_arrived, key)
@@ -149,16 +145,13 @@ class Scheduler:
             self._deadlines.push(seq.due_s, seq)
         self._decisions.append(events.Admit(seq.id))
 
-    def _refusal(self, event: events.Arrive, prompt: list[int] | None) -> tuple[str, str] | None:
-        """Why an arrival is refused, reason and message; or None."""
-        problem = invalid_arrival(event, prompt)
-        if problem is not None or prompt is None:
-            return "invalid", problem or ""
+    def _refusal(self, event: events.Arrive, num_prompt: int) -> tuple[str, str] | None:
+        """Why a valid arrival is refused, reason and message; or None."""
         if event.id in self._seqs:
             return "invalid", f"a request with id {event.id!r} is not over yet; choose another id"
         if self._draining:
             return "draining", "the engine finishes what it has and takes no more requests"
-        problem = policy.never_fits(len(prompt), event.max_tokens, self.config, self._num_pages)
+        problem = policy.never_fits(num_prompt, event.max_tokens, self.config, self._num_pages)
         if problem is not None:
             return "never_fits", problem
         limit = self.config.max_queue
@@ -179,10 +172,10 @@ class Scheduler:
         num_samples = num_decodes + sum(chunk.samples for chunk in flight.plan.chunks)
         if len(tokens) != num_samples:
             raise InvalidInput(f"step {event.step} samples {num_samples} tokens; its result has {len(tokens)}")
-        strangers = set(event.failed) - {seq.id for seq in flight.members} if event.failed else None
+        strangers = set(event.failed) - {seq.id for seq in flight.seqs} if event.failed else None
         if strangers:
             raise InvalidInput(f"step {event.step} has no sequence {min(strangers)!r} that could fail")
-        for seq in flight.members if event.failed else ():
+        for seq in flight.seqs if event.failed else ():
             if seq.id in event.failed and seq.state is State.RUNNING:
                 self._finish(seq, "error", "its token could not be computed: no logit was a number", sound=False)
         self._flight = None
@@ -253,11 +246,11 @@ class Scheduler:
     def _step_failed(self, event: events.StepFailed) -> None:
         flight = self._landing(event.step)
         self._flight = None
-        if len(flight.members) > 1:
+        if len(flight.seqs) > 1:
             sizes = [1] * len(flight.decodes) + [chunk.num_tokens for chunk in flight.plan.chunks]
-            self._suspects.extend(zip(flight.members, sizes, strict=True))
-        elif flight.members[0].state is State.RUNNING:
-            self._finish(flight.members[0], "error", event.message or "its step failed", sound=False)
+            self._suspects.extend(zip(flight.seqs, sizes, strict=True))
+        elif flight.seqs[0].state is State.RUNNING:
+            self._finish(flight.seqs[0], "error", event.message or "its step failed", sound=False)
         self._fit_pool()
 
     def _fit_pool(self) -> None:
@@ -272,8 +265,6 @@ class Scheduler:
                 self._preempt(seq, may_swap=False)
         self._memory.resize(self._num_pages)
         self._resized = False
-
-    # How sequences end and give way
 
     def _preempt(self, seq: Sequence, may_swap: bool) -> None:
         """seq gives up its pages and is queued again, at its old place."""
@@ -321,8 +312,6 @@ class Scheduler:
                 self._wait(follower)
         seq.followers = []
 
-    # What to compute next
-
     def plan(self, t: float) -> StepPlan | None:
         """The next step; None where nothing can be computed, which changes nothing.
 
@@ -334,9 +323,9 @@ class Scheduler:
         flight = self._plan_suspect() or self._plan_batch()
         if flight is None:
             return None
-        self._num_steps += 1
         self._flight = flight
-        self._memory.hand_over(flight.plan)
+        flight.plan.step = self._num_steps
+        self._num_steps += 1
         if self._on_event is not None:
             self._on_event(Planned(t, flight.plan.step, flight.plan.num_tokens), [])
         return flight.plan
@@ -347,7 +336,7 @@ class Scheduler:
             seq, num_tokens = self._suspects.popleft()
             if seq.state is not State.RUNNING:
                 continue
-            plan = StepPlan(self._num_steps)
+            plan = self._memory.take_plan()
             if seq.slot >= 0:
                 plan.decode_rows, plan.decode_ids = [seq.row], [seq.id]
                 return Flight(plan, [seq], [], alone=True)
@@ -369,7 +358,8 @@ class Scheduler:
         if not chunks and not num_decodes:
             return None
         decodes.lent = True
-        plan = StepPlan(self._num_steps, decodes.rows, decodes.ids, chunks)
+        plan = self._memory.take_plan()
+        plan.decode_rows, plan.decode_ids, plan.chunks = decodes.rows, decodes.ids, chunks
         if not chunks and self.config.graph_buckets and num_decodes <= self.config.graph_buckets[-1]:
             plan.graph_bucket = self.config.graph_buckets[bisect_left(self.config.graph_buckets, num_decodes)]
         return Flight(plan, decodes.seqs, prompts)

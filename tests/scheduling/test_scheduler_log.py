@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from symbolic_runner import SymbolicRunner, run_dry, sum_sampler
 
@@ -50,6 +51,14 @@ def test_a_record_comes_back_as_it_was(record) -> None:
     line = encode(record, DECISIONS)
     assert "\n" not in line
     assert decode(line) == (record, DECISIONS)
+
+
+def test_ints_of_numpy_come_back_as_ints() -> None:
+    for prompt in (np.arange(3, dtype=np.int32), list(np.arange(3))):
+        record, _ = decode(encode(Arrive(0.0, "a", prompt, 5)))
+        assert record == Arrive(0.0, "a", (0, 1, 2), 5)
+    record, _ = decode(encode(StepDone(0.0, 1, np.arange(2))))
+    assert record == StepDone(0.0, 1, (0, 1))
 
 
 def test_every_kind_of_record_and_decision_is_covered() -> None:
