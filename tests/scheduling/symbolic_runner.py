@@ -7,10 +7,27 @@ holds the name it should, so sharing, copy on write, swaps, row reuse and recomp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from pagedserve.scheduling.events import Decision, Expire, Finish, Preempt, Reject, StepDone, StepFailed, StepPlan
+from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.events import (
+    Arrive,
+    Decision,
+    Expire,
+    Finish,
+    Preempt,
+    Reject,
+    StepDone,
+    StepFailed,
+    StepPlan,
+)
 from pagedserve.scheduling.scheduler import Scheduler
+
+CONFIG = SchedulerConfig(
+    num_pages=64, page_size=4, max_seqs=8, max_step_tokens=32, max_model_len=128, watermark=0.0, graph_buckets=(1, 4)
+)
 
 POISON = -1  # what a failed computation leaves behind
 UNWRITTEN = -2
@@ -159,3 +176,18 @@ def endings(decisions: Iterable[Decision]) -> dict[str, str]:
 def preempted(decisions: Iterable[Decision]) -> list[str]:
     """Who was preempted, in order."""
     return [decision.id for decision in decisions if isinstance(decision, Preempt)]
+
+
+def make(sampled: int = 7, **changes: Any) -> tuple[Scheduler, SymbolicRunner]:
+    """A scheduler, and a runner that samples the same token always."""
+    scheduler = Scheduler(dataclasses.replace(CONFIG, **changes))
+    return scheduler, SymbolicRunner(scheduler, lambda tokens: sampled)
+
+
+def arrive(scheduler: Scheduler, id: str, prompt: Sequence[int], max_tokens: int = 4, **fields: Any) -> Decision:
+    [decision] = scheduler.apply(Arrive(fields.pop("t", 0.0), id, prompt, max_tokens, **fields))
+    return decision
+
+
+def distinct(count: int, first: int = 100) -> list[int]:
+    return list(range(first, first + count))
