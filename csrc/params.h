@@ -12,8 +12,8 @@ enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3, kF8E4M3 = 4
 
 // Keys or values of one layer.
 struct KvPages {
-  void* data;            // [num_pages, page_size, num_kv_heads, head_dim] dtype
-  float* scales;         // [num_pages, page_size, num_kv_heads]           f32; null unless dtype is i8 or f8
+  void* data;     // [num_pages, page_size, num_kv_heads, head_dim] dtype
+  float* scales;  // [num_pages, page_size, num_kv_heads]           f32; null unless dtype is i8 or f8
   int64_t page_stride, token_stride, head_stride;
   int64_t scale_page_stride, scale_token_stride, scale_head_stride;
   DType dtype;
@@ -22,30 +22,30 @@ struct KvPages {
 // paged_decode and paged_prefill. Query i of a sequence stands at position kv_len - q_len + i and
 // sees the keys at or before it; a query with no visible key gives o = 0, lse = -inf.
 struct PagedAttentionParams {
-  const void* q;               // [num_tokens, num_q_heads, head_dim]    q_dtype
-  void* out;                   // like q                                 q_dtype
-  float* lse;                  // [num_tokens, num_q_heads]              f32, natural log; may be null
+  const void* q;  // [num_tokens, num_q_heads, head_dim]    q_dtype
+  void* out;      // like q                                 q_dtype
+  float* lse;     // [num_tokens, num_q_heads]              f32, natural log; may be null
   KvPages k, v;
-  const int32_t* page_table;   // [num_seqs, max_pages]                  never read past kv_len
-  const int32_t* kv_lens;      // [num_seqs]                             tokens, the queries' own included; <= 0: empty
-  const int32_t* q_starts;     // [num_seqs + 1]                         null: q_len queries for every sequence
-  const uint8_t* tree_mask;    // [num_seqs, q_len, q_len]               1: query i sees new key j; null: causal
-  const float* sinks;          // [num_q_heads]                          logit of a key with no value; may be null
-  const float* alibi_slopes;   // [num_q_heads]                          adds slope * (key - query) to logits; or null
+  const int32_t* page_table;  // [num_seqs, max_pages]                  never read past kv_len
+  const int32_t* kv_lens;     // [num_seqs]                             tokens, the queries' own included; <= 0: empty
+  const int32_t* q_starts;    // [num_seqs + 1]                         null: q_len queries for every sequence
+  const uint8_t* tree_mask;   // [num_seqs, q_len, q_len]               1: query i sees new key j; null: causal
+  const float* sinks;         // [num_q_heads]                          logit of a key with no value; may be null
+  const float* alibi_slopes;  // [num_q_heads]                          adds slope * (key - query) to logits; or null
   int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride, page_table_stride;
   int32_t num_seqs, q_len, num_q_heads, num_kv_heads, head_dim, page_size;
-  int32_t window;              // keys a query sees, itself included; <= 0: all
-  float scale;                 // multiplies q . k
-  float soft_cap;              // logit = cap * tanh(logit / cap); <= 0: off
+  int32_t window;  // keys a query sees, itself included; <= 0: all
+  float scale;     // multiplies q . k
+  float soft_cap;  // logit = cap * tanh(logit / cap); <= 0: off
   DType q_dtype;
 };
 
 // o = sum_i exp(lse_i - lse) o_i, lse = log sum_i exp(lse_i), over the leading axis, in its order.
 struct MergeStatesParams {
-  const void* states;          // [num_states, num_tokens, num_heads, head_dim]  dtype
-  const float* state_lse;      // [num_states, num_tokens, num_heads]            f32
-  void* out;                   // [num_tokens, num_heads, head_dim]              dtype
-  float* lse;                  // [num_tokens, num_heads]                        f32; may be null
+  const void* states;      // [num_states, num_tokens, num_heads, head_dim]  dtype
+  const float* state_lse;  // [num_states, num_tokens, num_heads]            f32
+  void* out;               // [num_tokens, num_heads, head_dim]              dtype
+  float* lse;              // [num_tokens, num_heads]                        f32; may be null
   int64_t num_tokens;
   int32_t num_states, num_heads, head_dim;
   DType dtype;
@@ -53,10 +53,10 @@ struct MergeStatesParams {
 
 // Token t goes to page slot_mapping[t] / page_size, row slot_mapping[t] % page_size; negative: skipped.
 struct AppendKvParams {
-  const void* k;               // [num_tokens, num_kv_heads, head_dim]   src_dtype
-  const void* v;               // [num_tokens, num_kv_heads, head_dim]   src_dtype
+  const void* k;  // [num_tokens, num_kv_heads, head_dim]   src_dtype
+  const void* v;  // [num_tokens, num_kv_heads, head_dim]   src_dtype
   KvPages k_pages, v_pages;
-  const int64_t* slot_mapping; // [num_tokens]
+  const int64_t* slot_mapping;  // [num_tokens]
   int64_t num_tokens, k_token_stride, k_head_stride, v_token_stride, v_head_stride;
   int32_t num_kv_heads, head_dim, page_size;
   DType src_dtype;
@@ -64,36 +64,36 @@ struct AppendKvParams {
 
 // dst page dst_pages[i] = src page src_pages[i], page by page in order.
 struct CopyPagesParams {
-  const void* src;             // [num_src_pages, page_bytes]
-  void* dst;                   // [num_dst_pages, page_bytes]
-  const int64_t* src_pages;    // [num_copies]
-  const int64_t* dst_pages;    // [num_copies]
+  const void* src;           // [num_src_pages, page_bytes]
+  void* dst;                 // [num_dst_pages, page_bytes]
+  const int64_t* src_pages;  // [num_copies]
+  const int64_t* dst_pages;  // [num_copies]
   int64_t num_copies, page_bytes, src_page_stride_bytes, dst_page_stride_bytes;
 };
 
 // out = x / sqrt(mean(x^2) + eps) * weight; with a residual: residual += x first, and x is the sum;
 // with accumulate: out += that instead.
 struct RmsNormParams {
-  const void* x;               // [num_tokens, num_heads, hidden]        dtype
-  void* residual;              // like x                                 dtype; may be null
-  void* out;                   // like x                                 dtype
-  const float* weight;         // [hidden]                               f32
+  const void* x;        // [num_tokens, num_heads, hidden]        dtype
+  void* residual;       // like x                                 dtype; may be null
+  void* out;            // like x                                 dtype
+  const float* weight;  // [hidden]                               f32
   int64_t num_tokens, x_token_stride, x_head_stride, residual_token_stride, out_token_stride, out_head_stride;
-  int32_t num_heads, hidden;   // num_heads 1 but for QK-norm
+  int32_t num_heads, hidden;  // num_heads 1 but for QK-norm
   int32_t accumulate;
   float eps;
   DType dtype;
-  void* quantized;             // out as quantize_rows would write it; may be null; f32 and num_heads 1 only
+  void* quantized;  // out as quantize_rows would write it; may be null; f32 and num_heads 1 only
 };
 
 // Rotates the first rotary_dim elements of each head, in place.
 struct RopeParams {
-  void* x;                     // [num_tokens, num_heads, head_dim]      dtype
-  const int32_t* positions;    // [num_tokens]
-  const float* cos_sin;        // [max_position, rotary_dim]             f32: cosines, then sines
+  void* x;                   // [num_tokens, num_heads, head_dim]      dtype
+  const int32_t* positions;  // [num_tokens]
+  const float* cos_sin;      // [max_position, rotary_dim]             f32: cosines, then sines
   int64_t num_tokens, token_stride, head_stride, max_position;
   int32_t num_heads, head_dim, rotary_dim;
-  int32_t interleaved;         // 0: pairs (i, i + rotary_dim / 2);  1: pairs (2 i, 2 i + 1)
+  int32_t interleaved;  // 0: pairs (i, i + rotary_dim / 2);  1: pairs (2 i, 2 i + 1)
   DType dtype;
 };
 
@@ -101,13 +101,13 @@ enum class Activation : int32_t { kSilu = 0, kGeluTanh = 1 };
 
 // silu_mul and gelu_mul: out = act(gate) * up, gate the first half of each row.
 struct ActMulParams {
-  const void* gate_up;         // [num_tokens, 2 * intermediate]         dtype
-  void* out;                   // [num_tokens, intermediate]             dtype
+  const void* gate_up;  // [num_tokens, 2 * intermediate]         dtype
+  void* out;            // [num_tokens, intermediate]             dtype
   int64_t num_tokens, gate_up_stride, out_stride;
   int32_t intermediate;
   Activation activation;
   DType dtype;
-  void* quantized;             // out as quantize_rows would write it; may be null; f32 only
+  void* quantized;  // out as quantize_rows would write it; may be null; f32 only
 };
 
 // Weight layouts of linear, as pack_weight (csrc/cpu) writes them.
@@ -115,30 +115,30 @@ enum class WeightFormat : int32_t { kF32 = 0, kBF16 = 1, kQ8 = 2, kQ4 = 3 };
 
 // x as q8 and q4 linear layers read it: int8 with a scale per 32 elements.
 struct QuantizeRowsParams {
-  const float* x;              // [num_tokens, width]                    f32, width a multiple of 32
-  void* quantized;             // see csrc/cpu
+  const float* x;   // [num_tokens, width]                    f32, width a multiple of 32
+  void* quantized;  // see csrc/cpu
   int64_t num_tokens, x_stride;
   int32_t width;
 };
 
 // out = x W^T (+ bias) (+ out). q8 and q4 quantise x to int8 with a scale per 32 elements.
 struct LinearParams {
-  const float* x;              // [num_tokens, in_features]              f32
-  const void* weight;          // packed, see csrc/cpu
-  const float* bias;           // [out_features]                         may be null
-  float* out;                  // [num_tokens, out_features]             f32
+  const float* x;      // [num_tokens, in_features]              f32
+  const void* weight;  // packed, see csrc/cpu
+  const float* bias;   // [out_features]                         may be null
+  float* out;          // [num_tokens, out_features]             f32
   int64_t num_tokens, x_stride, out_stride;
   int32_t in_features, out_features;
-  int32_t accumulate;          // 1: add to what out holds
+  int32_t accumulate;  // 1: add to what out holds
   WeightFormat format;
-  const void* quantized;       // x as quantize_rows wrote it, for q8 and q4; null: linear does so itself
+  const void* quantized;  // x as quantize_rows wrote it, for q8 and q4; null: linear does so itself
 };
 
 // out = scale * row token_ids[t] of the embedding.
 struct EmbedParams {
-  const int32_t* token_ids;    // [num_tokens]
-  const void* weight;          // packed, as for linear
-  float* out;                  // [num_tokens, hidden]
+  const int32_t* token_ids;  // [num_tokens]
+  const void* weight;        // packed, as for linear
+  float* out;                // [num_tokens, hidden]
   int64_t num_tokens, out_stride;
   int32_t vocab_size, hidden;
   float scale;
@@ -147,16 +147,16 @@ struct EmbedParams {
 
 // out[r] = x[rows[r]].
 struct TakeRowsParams {
-  const float* x;              // [num_tokens, hidden]
-  const int32_t* rows;         // [num_rows]
-  float* out;                  // [num_rows, hidden]
+  const float* x;       // [num_tokens, hidden]
+  const int32_t* rows;  // [num_rows]
+  float* out;           // [num_rows, hidden]
   int64_t num_rows, x_stride, out_stride;
   int32_t hidden;
 };
 
 // x = cap * tanh(x / cap), in place.
 struct SoftCapParams {
-  float* x;                    // [num_tokens, hidden]
+  float* x;  // [num_tokens, hidden]
   int64_t num_tokens, x_stride;
   int32_t hidden;
   float cap;
@@ -165,23 +165,23 @@ struct SoftCapParams {
 // One token per row: penalties, temperature, top-k, top-p, min-p in that order, then the Gumbel-max rule
 // with Philox noise keyed by (seed, offset, token), so a row's choice depends on that row alone.
 struct SampleParams {
-  const float* logits;           // [num_rows, vocab_size]
-  const float* temperature;      // [num_rows]   0: greedy, the lowest id among equals
-  const int32_t* top_k;          // [num_rows]   <= 0: off
-  const float* top_p;            // [num_rows]   1: off
-  const float* min_p;            // [num_rows]   0: off
-  const float* repetition;       // [num_rows]   1: off; over prompt and output
-  const float* presence;         // [num_rows]   0: off; over output
-  const float* frequency;        // [num_rows]   0: off; over output
-  const uint64_t* seeds;         // [num_rows]
-  const uint64_t* offsets;       // [num_rows]   the position of the token to be chosen
-  const int32_t* history;        // [history_starts[num_rows]]  tokens of each row, prompt then output; may be null
-  const int32_t* history_starts; // [num_rows + 1]
-  const int32_t* output_starts;  // [num_rows]   where in history the row's output begins
-  int32_t* tokens;               // [num_rows]   the choice; -1 where every logit is NaN or -inf
-  float* logprobs;               // [num_rows]   log softmax of the raw logits at the choice
-  int32_t* top_tokens;           // [num_rows, num_top]  most likely tokens, ties by lower id; may be null
-  float* top_logprobs;           // [num_rows, num_top]
+  const float* logits;            // [num_rows, vocab_size]
+  const float* temperature;       // [num_rows]   0: greedy, the lowest id among equals
+  const int32_t* top_k;           // [num_rows]   <= 0: off
+  const float* top_p;             // [num_rows]   1: off
+  const float* min_p;             // [num_rows]   0: off
+  const float* repetition;        // [num_rows]   1: off; over prompt and output
+  const float* presence;          // [num_rows]   0: off; over output
+  const float* frequency;         // [num_rows]   0: off; over output
+  const uint64_t* seeds;          // [num_rows]
+  const uint64_t* offsets;        // [num_rows]   the position of the token to be chosen
+  const int32_t* history;         // [history_starts[num_rows]]  tokens of each row, prompt then output; may be null
+  const int32_t* history_starts;  // [num_rows + 1]
+  const int32_t* output_starts;   // [num_rows]   where in history the row's output begins
+  int32_t* tokens;                // [num_rows]   the choice; -1 where every logit is NaN or -inf
+  float* logprobs;                // [num_rows]   log softmax of the raw logits at the choice
+  int32_t* top_tokens;            // [num_rows, num_top]  most likely tokens, ties by lower id; may be null
+  float* top_logprobs;            // [num_rows, num_top]
   int64_t logits_stride;
   int32_t num_rows, vocab_size, num_top;
 };

@@ -23,7 +23,7 @@ class ParamsClass {
   }
 
   template <class T>
-  ParamsClass& field(const char* name, T P::*member) {
+  ParamsClass& field(const char* name, T P::* member) {
     if constexpr (std::is_pointer_v<T>) {
       class_.def_property(
           name, [member](const P& p) { return reinterpret_cast<std::uintptr_t>(p.*member); },
