@@ -116,8 +116,11 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
     for scalar in spec.scalars:
         given = inputs.get(scalar.name)
         scalars[scalar.name] = scalar.default if given is None else given
-    sizes = {name: int(scalars.get(name, inputs.get(name, 0))) for name in ("q_len", "num_top")}
     check_scalars(spec, scalars)
+    num_top = inputs.get("num_top", 0)
+    if not isinstance(num_top, int) or num_top < 0:
+        raise InvalidInput(f"{op}: num_top is {num_top!r}; give a whole number, 0 or above")
+    sizes = {"q_len": scalars.get("q_len", 1), "num_top": num_top}
     made, bound = prepare(spec, operands, sizes)
     named = _named(spec, made)
     rules.check_sizes(op, named, bound, scalars)

@@ -129,6 +129,8 @@ def test_explain_names_the_refused():
 def test_explain_refuses_what_the_op_would():
     with pytest.raises(InvalidInput, match="no argument 'y'"):
         ops.explain("rms_norm", {"y": 1})
+    with pytest.raises(InvalidInput, match="eps is 'small'"):
+        ops.explain("rms_norm", {"x": torch.zeros(2, 8), "weight": torch.ones(8), "eps": "small"})
     with pytest.raises(InvalidInput, match="hidden"):
         ops.explain("rms_norm", {"x": torch.zeros(2, 8), "weight": torch.ones(9)})
     with pytest.raises(InvalidInput, match="no op 'norm'"):
