@@ -11,7 +11,7 @@
 // Sums     q8, q4: the int32 dot of each block of 32 is exact; one float chain over blocks adds minimum * (scale of x *
 //          sum of x codes), then dot * (weight scale * x scale), both by fused multiply-add. f32, bf16: one chain of
 //          fused multiply-adds over in_features. Bits depend on the row of x alone, and are the same on every
-//          instruction set
+//          instruction set that has fused multiply-add
 // Traffic  the weight once per 128 tokens, x, out
 // Bound    memory up to 3 or 4 tokens of q4 (45 GB/s, 2 cores), then the 11 vector operations of each 16 rows x 32
 //          columns x token: 12.0 cycles on Zen 4 of 11.2 measured for those operations alone
@@ -27,7 +27,7 @@ namespace {
 constexpr int64_t kChunkTokens = 128;   // 92 KB of quantised x at 576 in_features: stays in L2
 constexpr int64_t kStaticTokens = 16;   // up to here panels are shared out by rank
 constexpr int64_t kOwnQuantTokens = 2;  // up to here every worker quantises x for itself, and no barrier is needed
-constexpr int64_t kTakesPerWorker = 8;
+constexpr int64_t kTakesPerWorker = 16;
 
 struct Matrix {
   const uint8_t* panels;
