@@ -48,7 +48,7 @@ check: $(VENV)/.dev $(VENV)/.built
 	@rm -rf build/wheel
 	@$(BIN)/python -m pip --disable-pip-version-check wheel -qq --no-deps $(PIP_ARGS) -w build/wheel .
 	@for file in pagedserve/_C.c pagedserve/_C.pyi pagedserve/py.typed; do \
-	    $(BIN)/python -m zipfile -l build/wheel/*.whl | grep -q "^$$file" || { echo "the wheel lacks $$file"; exit 1; }; done
+	    $(BIN)/python -m zipfile -l build/wheel/*.whl | grep "^$$file" > /dev/null || { echo "the wheel lacks $$file"; exit 1; }; done
 	@ls -1 build/wheel/*.whl
 	$(call say,building what other processors than x86-64 get)
 	@$(BIN)/python setup.py -q build_ext --portable --build-lib build/portable

@@ -99,6 +99,8 @@ class FakeLLM:
 class FakeAsyncEngine(FakeLLM):
     """The same for many tasks; counts how many are answered at the same time."""
 
+    step_s = 0.001
+
     def __init__(self, model: str, **options: object) -> None:
         super().__init__(model, **options)
         self.running = self.most_running = 0
@@ -109,7 +111,7 @@ class FakeAsyncEngine(FakeLLM):
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         for delta in self.stream(prompt, params):
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(self.step_s)
             yield delta
         self.running -= 1
 

@@ -38,6 +38,7 @@ def fake_program() -> list[str]:
         "from pagedserve.cli import main, serving\n"
         "from cli_fakes import FakeAsyncEngine, FakeLLM\n"
         "serving.open_llm, serving.open_async_engine = FakeLLM, FakeAsyncEngine\n"
+        "FakeAsyncEngine.step_s = 0.02\n"
         "raise SystemExit(main())\n"
     )
     return [sys.executable, "-c", program]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""generate and chat: words as they come, the conversation that is sent, signals and pipes."""
+"""generate, chat and demo as programs: words as they come, what is sent, signals and pipes."""
 
 from __future__ import annotations
 
@@ -129,6 +129,17 @@ def test_chat_ctrl_c_stops_the_answer_and_not_the_program(fake_program):
     assert "there still" in output.decode()
     assert process.returncode == 0
     assert "Traceback" not in errors.decode()
+
+
+def test_ctrl_c_ends_the_demo(fake_program, tmp_path):
+    process = start([*fake_program, "demo", "--out", str(tmp_path / "demo.png")])
+    read_until(process, "one at a time")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == EXIT_INTERRUPT
+    assert errors.decode().endswith("stopped\n")
+    assert "Traceback" not in errors.decode()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("argv", [["doctor"], ["explain", "rms_norm"]])
