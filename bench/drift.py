@@ -12,8 +12,8 @@ from bench.workload import Request
 
 DEFINITIONS = """\
 drift KL: mean over positions of sum p log(p / q), p the float32 distribution of the next token (transformers, weights
-dequantised), q the engine's, in nats, where the engine exposes its logits. agrees: share of positions at which the
-engine's greedy token is float32's."""
+dequantised), q the engine's, in nats, where the engine exposes its logits. agrees: share of 32
+positions of each text at which the engine's greedy token is float32's."""
 
 
 def log_softmax(logits: numpy.ndarray) -> numpy.ndarray:
@@ -40,17 +40,18 @@ def measure(
 
     Args:
         exact: float32 logits [len(window), vocab_size] of each window.
-        positions: of each window at which an engine without logits is asked for its greedy token.
+        positions: of each window, evenly spread, at which greedy tokens are compared.
     """
     kls: list[float] = []
     agreed: list[bool] = []
     for logits, window in zip(exact, windows, strict=True):
+        ends = [int(end) for end in numpy.linspace(len(window) // 4, len(window), positions)]
         own = engine.logits(window)
         if own is not None:
             kls.append(mean_kl(logits, own))
-            agreed += (own.argmax(axis=-1) == logits.argmax(axis=-1)).tolist()
-            continue
-        ends = [int(end) for end in numpy.linspace(len(window) // 4, len(window), positions)]
-        records = engine.run([Request(tuple(window[:end]), 1, user=user) for user, end in enumerate(ends)])
-        agreed += [record.tokens[0] == logits[end - 1].argmax() for record, end in zip(records, ends, strict=True)]
+            tokens = [own[end - 1].argmax() for end in ends]
+        else:
+            records = engine.run([Request(tuple(window[:end]), 1, user=user) for user, end in enumerate(ends)])
+            tokens = [record.tokens[0] for record in records]
+        agreed += [token == logits[end - 1].argmax() for token, end in zip(tokens, ends, strict=True)]
     return {"drift_kl": float(numpy.mean(kls)) if kls else None, "agrees_percent": 100.0 * float(numpy.mean(agreed))}

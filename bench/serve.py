@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=2, help="requests a user sends (default: %(default)s)")
     parser.add_argument("--open-s", type=float, default=20.0, help="seconds of arrivals (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="of everything, engines in turn (default: %(default)s)")
+    parser.add_argument("--plot", action="store_true", help="save a plot of the output rates")
     parser.add_argument("--no-drift", action="store_true", help="do not compare with float32")
 
 
@@ -141,7 +143,7 @@ def run_workload(
 
 
 def measure_drift(contenders: Sequence[Contender], windows: Sequence[Sequence[int]], model: str, threads: int) -> str:
-    """Fills in every engine's drift; returns why not, where there is no float32 to compare with."""
+    """Fills in every engine's drift; returns whose is missing, and why."""
     try:
         exact = start(PEERS["transformers"], "f32", model, threads)
     except PeerError as error:
@@ -152,12 +154,13 @@ def measure_drift(contenders: Sequence[Contender], windows: Sequence[Sequence[in
         return f"no drift: {error}"
     finally:
         exact.process.close()
+    problems = []
     for contender in contenders:
         try:
             contender.drift = drift.measure(contender.process, logits, windows)
         except PeerError as error:
-            return f"no drift of {contender.name}: {error}"
-    return ""
+            problems.append(f"no drift of {contender.name}: {error}")
+    return "\n".join(problems)
 
 
 def warm_up(contenders: Sequence[Contender], prompts: Prompts) -> list[Contender]:
@@ -252,6 +255,17 @@ def _measure(
             console.print(f"[yellow]{row['workload']}: {row['error']}[/yellow]", highlight=False)
     console.print(metrics.DEFINITIONS + "\n" + drift.DEFINITIONS)
     if rows and not args.no_save:
-        for file in report.save(report.signed(rows, signature), "serve"):
+        files = report.save(report.signed(rows, signature), "serve")
+        if args.plot:
+            files.append(_plot(medians(rows), files[0].with_suffix(".png"), signature["cpu"]))
+        for file in files:
             console.print(f"wrote {file}")
     return 0 if rows else 1
+
+
+def _plot(rows: Sequence[report.Row], path: Path, machine: str) -> Path:
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "output_tok_per_s" in row:
+            groups.setdefault(row["workload"], {})[row["engine"]] = row["output_tok_per_s"]
+    return report.plot_bars(groups, path, title=f"Output tokens a second on {machine}", y_label="tokens / s")

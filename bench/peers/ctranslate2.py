@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CTranslate2's generator. Those who wait go into one batch, and the batch runs to its end."""
+"""CTranslate2's generator. Those who wait with prompts of one length go into one batch; it runs to its end.
+
+One length, because the generator counts a longer prompt's rest among its steps.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ class CTranslate2:
         self._waiting.append((request, prompt, max_tokens))
 
     def step(self, emit: Emit, timeout_s: float | None) -> None:
-        waiting, self._waiting = self._waiting, []
+        length = len(self._waiting[0][1])
+        waiting = [entry for entry in self._waiting if len(entry[1]) == length]
+        self._waiting = [entry for entry in self._waiting if len(entry[1]) != length]
 
         def on_token(result: ctranslate2.GenerationStepResult) -> bool:
             request, _, max_tokens = waiting[result.batch_id]
@@ -42,11 +47,11 @@ class CTranslate2:
                 emit(request, [result.token_id])
             return False
 
-        length = max(max_tokens for _, _, max_tokens in waiting)
+        most = max(max_tokens for _, _, max_tokens in waiting)
         self._generator.generate_batch(
             [[self._words[token] for token in prompt] for _, prompt, _ in waiting],
-            max_length=length,
-            min_length=length,
+            max_length=most,
+            min_length=most,
             end_token=[],
             include_prompt_in_result=False,
             callback=on_token,

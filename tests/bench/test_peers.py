@@ -119,7 +119,7 @@ def test_kl_is_zero_for_equal_logits_and_known_for_two_tokens():
 
 def test_drift_asks_for_logits_or_for_greedy_tokens(peer):
     exact = [numpy.eye(4, dtype=numpy.float32)[[0, 1, 2, 3]]]
-    assert drift.measure(peer, exact, [[0, 1, 2, 2]])["agrees_percent"] == 75.0
+    assert drift.measure(peer, exact, [[0, 1, 2, 2]], positions=4)["agrees_percent"] == 75.0
     hidden = fake("hidden")  # its only token is 1
     found = drift.measure(hidden, exact, [[0, 1, 2, 3]], positions=4)
     assert found == {"drift_kl": None, "agrees_percent": 25.0}
