@@ -304,3 +304,16 @@ def test_a_failure_leaves_what_others_proved_sound() -> None:
     arrive(scheduler, "c", [*distinct(20), 1, 2, 3, 4, 5], 4)
     step(runner)
     assert scheduler.sequence("c").prefix_hit_tokens == 20
+
+
+def test_the_lists_of_a_plan_are_copied_once_however_many_leave() -> None:
+    scheduler, runner = make()
+    for id in "abcd":
+        arrive(scheduler, id, distinct(5, ord(id)), 30)
+    step(runner)
+    plan = scheduler.plan(0.0)
+    scheduler.apply(Abort(0.0, "a"))
+    rows = scheduler._decodes.rows
+    scheduler.apply(Abort(0.0, "c"))
+    assert rows is scheduler._decodes.rows is not plan.decode_rows
+    assert list(plan.decode_ids) == list("abcd")
