@@ -8,6 +8,7 @@ writes, prompt chunks, rows that came or moved), not over what runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,23 @@ class Pages(Protocol):
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None: ...
 
     def swap_in(self, pairs: Sequence[tuple[int, int]]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Where the tokens of a step stand. Steps of the same decodes and no prompts share one.
+
+    Attributes:
+        reusable_for: the decodes' rows whose next steps look the same; None where the step had prompts.
+        decode_places: [num_decodes], of their tokens in the step.
+        sampling: [num_rows], rows of the batch that sample, in the plan's order.
+    """
+
+    reusable_for: np.ndarray | None
+    decode_places: np.ndarray
+    sampling: np.ndarray
+    num_tokens: int
+    num_seqs: int
 
 
 class ModelRunner:
@@ -60,6 +78,7 @@ class ModelRunner:
         self._counts = np.zeros(max_seqs, np.int32)
         self._decodes: tuple[object, object, np.ndarray] = (None, None, np.zeros(0, np.int64))
         self._decode_batch: SampleBatch | None = None
+        self._layout = _Layout(None, self._decodes[2], self._decodes[2], 0, 0)
 
     def add(self, completion: CompletionState) -> None:
         """Take on a sequence before its first step."""
@@ -91,11 +110,11 @@ class ModelRunner:
             whatever the model or the sampler raises; then nothing counts as computed, and the same tokens may
             be planned again.
         """
-        num_tokens, num_seqs, sampling = self._lay_out(plan, self._decodes[2])
-        logits = self._step.run(num_tokens, num_seqs, len(sampling))
-        if not len(sampling):
+        layout = self._lay_out(plan)
+        logits = self._step.run(layout.num_tokens, layout.num_seqs, len(layout.sampling))
+        if not len(layout.sampling):
             return StepTokens([])
-        return self._sample(plan, logits, sampling)
+        return self._sample(plan, logits, layout.sampling)
 
     def _place(self, plan: StepPlan) -> None:
         """Put everybody in the row the plan gives."""
@@ -109,41 +128,49 @@ class ModelRunner:
         for chunk in plan.chunks:
             self._rows.place(chunk.id, chunk.row)
 
-    def _lay_out(self, plan: StepPlan, decode_rows: np.ndarray) -> tuple[int, int, np.ndarray]:
-        """Fill the step's inputs: num_tokens, num_seqs, and the rows that sample, in the plan's order."""
-        counts, q_starts, kv_lens = self._counts, self._q_starts, self._kv_lens
-        counts[:] = 0
-        counts[decode_rows] = 1
-        for chunk in plan.chunks:
-            counts[chunk.row] = chunk.num_tokens
-        np.cumsum(counts, out=q_starts[1:])
-        kv_lens[:] = 0
-
-        places = q_starts[decode_rows]
+    def _lay_out(self, plan: StepPlan) -> _Layout:
+        """Fill the step's inputs."""
+        decode_rows = self._decodes[2]
+        layout = self._layout
+        if plan.chunks or layout.reusable_for is not decode_rows:
+            layout = self._layout = self._share_out(plan, decode_rows)
         last = self._rows.lengths[decode_rows] - 1
+        places = layout.decode_places
         self._token_ids[places] = self._rows.tokens[decode_rows, last]
         self._positions[places] = last
         page, offset = np.divmod(last, self._page_size)
         self._slots[places] = self._page_table[decode_rows, page].astype(np.int64) * self._page_size + offset
-        kv_lens[decode_rows] = last + 1
-        num_rows = len(decode_rows)
-        self._logit_rows[:num_rows] = places
-
-        sampling: list[int] = []
+        self._kv_lens[decode_rows] = last + 1
         for chunk in plan.chunks:
-            begin, end = q_starts[chunk.row], q_starts[chunk.row + 1]
+            begin, end = self._q_starts[chunk.row], self._q_starts[chunk.row + 1]
             positions = np.arange(chunk.start, chunk.start + chunk.num_tokens)
             self._token_ids[begin:end] = self._rows.tokens[chunk.row, positions[0] : positions[-1] + 1]
             self._positions[begin:end] = positions
             pages = self._page_table[chunk.row, positions // self._page_size].astype(np.int64)
             self._slots[begin:end] = pages * self._page_size + positions % self._page_size
-            kv_lens[chunk.row] = positions[-1] + 1
-            if chunk.samples:
-                self._logit_rows[num_rows + len(sampling)] = end - 1
-                sampling.append(chunk.row)
+            self._kv_lens[chunk.row] = positions[-1] + 1
+        return layout
+
+    def _share_out(self, plan: StepPlan, decode_rows: np.ndarray) -> _Layout:
+        """Who takes part, and where their tokens stand: q_starts, logit_rows, and no keys for everybody else."""
+        counts = self._counts
+        counts[:] = 0
+        counts[decode_rows] = 1
+        for chunk in plan.chunks:
+            counts[chunk.row] = chunk.num_tokens
+        np.cumsum(counts, out=self._q_starts[1:])
+        self._kv_lens[:] = 0
+        chunk_rows = np.array([chunk.row for chunk in plan.chunks if chunk.samples], np.int64)
+        sampling = np.concatenate((decode_rows, chunk_rows)) if len(chunk_rows) else decode_rows
+        self._logit_rows[: len(sampling)] = self._q_starts[sampling + 1] - 1
         num_seqs = int(np.flatnonzero(counts)[-1]) + 1
-        rows = np.concatenate((decode_rows, np.asarray(sampling, np.int64))) if sampling else decode_rows
-        return int(q_starts[num_seqs]), num_seqs, rows
+        return _Layout(
+            reusable_for=None if plan.chunks else decode_rows,
+            decode_places=self._q_starts[decode_rows],
+            sampling=sampling,
+            num_tokens=int(self._q_starts[num_seqs]),
+            num_seqs=num_seqs,
+        )
 
     def _sample(self, plan: StepPlan, logits: torch.Tensor, sampling: np.ndarray) -> StepTokens:
         rows = self._rows
