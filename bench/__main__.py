@@ -65,7 +65,6 @@ def run_ops(args: argparse.Namespace, console: Console) -> int:
                 row = ops.time_case(
                     case,
                     args.backend,
-                    roof,
                     with_torch=args.peer == "torch",
                     budget_s=args.budget_s,
                     cold_bytes=cold_bytes,
@@ -73,8 +72,9 @@ def run_ops(args: argparse.Namespace, console: Console) -> int:
             except PagedServeError as error:
                 refused.append(f"{case.op} {case.name}: {error}")
                 continue
-            command = ops.repro(case, args.backend, args.peer, args.threads, args.grid)
-            rows += report.signed([row], signature | {"command": command})
+            rows.append(row | {"command": ops.repro(case, args.backend, args.peer, args.threads, args.grid)})
+    roof = roof.best(roofline.measure(args.threads))
+    rows = report.signed([ops.under_roof(row, roof) for row in rows], signature)
     console.print(roofline.describe(roof))
     if rows:
         report.show(rows, ops.COLUMNS, title=f"{signature['cpu']}, {args.threads} threads", console=console)

@@ -44,9 +44,9 @@ def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
 
 
 def time_case(
-    case: BenchCase, backend: str, roof: Roof, *, with_torch: bool, budget_s: float, cold_bytes: int | None = None
+    case: BenchCase, backend: str, *, with_torch: bool, budget_s: float, cold_bytes: int | None = None
 ) -> Row:
-    """One row: our time, torch's beside it, and the share of the roof.
+    """One row: our time, torch's beside it, what the op moves and computes. `under_roof` adds the share.
 
     Raises:
         BackendUnavailable, InvalidInput: as the op raises them for this backend.
@@ -68,7 +68,6 @@ def time_case(
                 ours(case, inputs, backend)()  # a backend packs a weight at its first call
         timings = alternate(variants, budget_s=budget_s)
     mine = timings["ours"]
-    floor_s = roof.floor_s(cost.bytes, cost.flops, case.rate)
     row: Row = {
         "bench": "ops",
         "op": case.op,
@@ -81,16 +80,26 @@ def time_case(
         "calls": mine.num_calls,
         "GB_per_s": cost.bytes / mine.min_s / 1e9,
         "GFLOP_per_s": cost.flops / mine.min_s / 1e9,
-        "roof_percent": floor_s / mine.min_s * 100,
-        "bound": roof.bound(cost.bytes, cost.flops, case.rate),
-        "roof_GB_per_s": roof.read_bytes_per_s / 1e9,
-        "roof_GFLOP_per_s": roof.flops_per_s[case.rate] / 1e9,
+        "bytes": cost.bytes,
+        "flops": cost.flops,
+        "rate": case.rate,
     }
     if with_torch:
         peer = timings["torch"]
         row |= {"torch_us": peer.median_s * 1e6, "torch_min_us": peer.min_s * 1e6, "torch_way": case.torch_way}
         row["times_torch"] = peer.min_s / mine.min_s
     return row
+
+
+def under_roof(row: Row, roof: Roof) -> Row:
+    """The row with its share of what the machine can do."""
+    cost = (row["bytes"], row["flops"], row["rate"])
+    return row | {
+        "roof_percent": roof.floor_s(*cost) / row["min_us"] * 1e8,
+        "bound": roof.bound(*cost),
+        "roof_GB_per_s": roof.read_bytes_per_s / 1e9,
+        "roof_GFLOP_per_s": roof.flops_per_s[row["rate"]] / 1e9,
+    }
 
 
 def chosen(names: Sequence[str], grid: str, only: str) -> Iterator[BenchCase]:

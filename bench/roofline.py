@@ -28,6 +28,15 @@ class Roof:
     copy_bytes_per_s: float
     flops_per_s: dict[str, float]
 
+    def best(self, other: Roof) -> Roof:
+        """The higher of two measurements, each for itself: what else the machine did can only have lowered them."""
+        return Roof(
+            self.num_threads,
+            max(self.read_bytes_per_s, other.read_bytes_per_s),
+            max(self.copy_bytes_per_s, other.copy_bytes_per_s),
+            {name: max(rate, other.flops_per_s[name]) for name, rate in self.flops_per_s.items()},
+        )
+
     def floor_s(self, num_bytes: float, flops: float = 0.0, dtype: str = "float32") -> float:
         """The shortest time in which so much can be read and computed, if both overlap fully."""
         return max(num_bytes / self.read_bytes_per_s, flops / self.flops_per_s[dtype])

@@ -11,6 +11,7 @@ from bench import metrics, report, roofline
 from bench.__main__ import main, parser
 from bench.cases import FAMILIES, GRIDS, cases_of
 from bench.cases.attention import AttentionShape
+from bench.ops import under_roof
 from bench.prompts import Prompts
 from bench.timing import Rotation, alternate, percentile, summarise
 from bench.workload import Record, Request, drive
@@ -50,6 +51,11 @@ def test_a_roof_gives_floors_and_bounds():
     assert roof.bound(20, 50) == "memory"
     assert roof.floor_s(20, 500) == 5.0
     assert roof.bound(20, 500) == "compute"
+    quieter = roofline.Roof(1, read_bytes_per_s=12.0, copy_bytes_per_s=7.0, flops_per_s={"float32": 90.0})
+    assert roof.best(quieter) == roofline.Roof(1, 12.0, 8.0, {"float32": 100.0})
+    row = {"bytes": 20, "flops": 50, "rate": "float32", "min_us": 4e6}
+    assert under_roof(row, roof)["roof_percent"] == pytest.approx(50)
+    assert under_roof(row, roof)["bound"] == "memory"
 
 
 def test_roofs_are_measured_and_torch_keeps_its_threads():
