@@ -138,13 +138,25 @@ def test_a_window_wider_than_the_sequence_is_no_window(isa):
 def test_pages_before_the_window_are_not_read(isa):
     what = sequences([1, 3], [700, 300])
     what.options = {"window": 100}
-    call = lay_out(what, page_size=16)
+    call = lay_out(what, page_size=1)
     expected = run(call, isa=isa)
     for seq, (q_len, kv_len) in enumerate([(1, 700), (3, 300)]):
-        for page in range((kv_len - q_len + 1 - 100) // 16):
+        for page in range(kv_len - q_len + 1 - 100):
             call.k_pages[call.page_table[seq, page]] = torch.nan
             call.v_pages[call.page_table[seq, page]] = torch.nan
     same(run(call, isa=isa), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_without_queries_take_no_part(isa):
+    what = sequences([1, 30, 2], [700, 300, 40], num_kv_heads=1, head_dim=32)
+    plain = run(lay_out(what), isa=isa)
+    nothing = torch.zeros(0, *what.q[0].shape[1:]), torch.zeros(0, *what.k[0].shape[1:])
+    for name, x in (("q", nothing[0]), ("k", nothing[1]), ("v", nothing[1])):
+        some = getattr(what, name)
+        setattr(what, name, [x, some[0], x, *some[1:], x])
+    what.lens = [2**31 - 1, 700, 9000, 300, 40, -5]
+    same(run(lay_out(what), isa=isa), plain)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -8,7 +8,7 @@
 //                     elements only, the rest of a loaded Vec is 0, and nothing beyond them is touched
 //   fma min max       a * b + c, rounded once where the processor can; min and max give the second
 //                     operand if either is NaN
-//   less select       select(mask, a, b): a where mask
+//   less first select first(n): lanes below n; select(mask, a, b): a where mask
 //   sum               lanes added pairwise, in one fixed order
 //   exp tanh          within 2 ulp; NaN stays NaN
 //   load_pair         2 * kLanes elements in the order cheapest for T: see kInterleaved
@@ -115,11 +115,6 @@ ALWAYS_INLINE void load_pair(const T* p, Vec& a, Vec& b, int n) {
     a = load(p, n);
     b = n > kLanes ? load(p + kLanes, n - kLanes) : zero();
   }
-}
-
-template <class T>
-ALWAYS_INLINE void prefetch(const T* p) {
-  __builtin_prefetch(p, 0, 3);
 }
 
 // e^x. Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
