@@ -84,7 +84,7 @@ def _timeline(axes: Any, phase: Phase, colour: str) -> None:
 def _throughput(axes: Any, at_once: Phase, one_by_one: Phase, end: float) -> None:
     width = max(0.25, end / 120)
     for phase, colour in ((at_once, AT_ONCE), (one_by_one, ONE_BY_ONE)):
-        times, rates = _rates(phase.answers, width, phase.duration_s)
+        times, rates = rates_over(phase.answers, width, phase.duration_s)
         axes.stairs(rates, times, color=colour, fill=True, alpha=0.18)
         axes.stairs(
             rates, times, color=colour, linewidth=1.6, label=f"{phase.name}: {phase.tokens_per_s:,.0f} on average"
@@ -94,7 +94,7 @@ def _throughput(axes: Any, at_once: Phase, one_by_one: Phase, end: float) -> Non
     axes.legend(**LEGEND)
 
 
-def _rates(answers: list[Answer], width: float, end: float) -> tuple[list[float], list[float]]:
+def rates_over(answers: list[Answer], width: float, end: float) -> tuple[list[float], list[float]]:
     """Edges of bins of `width` seconds, the last one cut at the end, and tokens a second in each."""
     num_bins = max(1, -int(-end // width))
     edges = [min(i * width, end) for i in range(num_bins + 1)]
@@ -104,7 +104,8 @@ def _rates(answers: list[Answer], width: float, end: float) -> tuple[list[float]
             counts[min(int(t / width), num_bins - 1)] += tokens
     # A last sliver of a bin would show a rate of next to nothing measured.
     if num_bins > 1 and edges[-1] - edges[-2] < width / 2:
-        counts[-2] += counts.pop()
+        last = counts.pop()
+        counts[-1] += last
         edges.pop(-2)
     return edges, [n / max(b - a, 1e-9) for n, a, b in zip(counts, edges, edges[1:], strict=False)]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from pagedserve.cli import main, report
 from pagedserve.cli.console import duration, plain_table, size
 from pagedserve.cli.live import CrowdView, QueueView
 from pagedserve.cli.measure import Answer, Phase, Sample, percentile, run_phase
-from pagedserve.cli.plot import save_plot
+from pagedserve.cli.plot import rates_over, save_plot
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS
 from pagedserve.engine.sampling import SamplingParams
 
@@ -23,6 +24,16 @@ PNG_HEAD = b"\x89PNG\r\n"
 def test_there_are_64_prompts_and_no_two_alike():
     assert len(PROMPTS) == 64
     assert len({*PROMPTS, FIRST_PROMPT}) == 65
+
+
+@pytest.mark.parametrize("end", [0.1, 0.25, 0.26, 0.3, 0.4, 1.0, 1.01])
+def test_rates_lose_no_token(end):
+    answer = Answer(0, "prompt", 1, arrivals=[(0.0, 1), (0.09, 2), (end, 4)])
+    edges, rates = rates_over([answer], 0.25, end)
+    assert (edges[0], edges[-1], len(edges)) == (0.0, end, len(rates) + 1)
+    widths = [b - a for a, b in itertools.pairwise(edges)]
+    assert sum(rate * width for rate, width in zip(rates, widths, strict=True)) == pytest.approx(7)
+    assert len(widths) == 1 or min(widths) >= 0.125
 
 
 def test_demo_end_to_end(made, tmp_path, capsys):
