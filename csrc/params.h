@@ -8,12 +8,13 @@
 
 namespace pagedserve {
 
-enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3, kF8E4M3 = 4 };
+enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3, kF8E4M3 = 4, kI4 = 5 };
 
-// Keys or values of one layer.
+// Keys or values of one layer. i4: two elements a byte, [..., head_dim / 2] with strides in bytes; a byte holds
+// code + 8 of the even element in its low four bits and of the odd one in its high four.
 struct KvPages {
   void* data;     // [num_pages, page_size, num_kv_heads, head_dim] dtype
-  float* scales;  // [num_pages, page_size, num_kv_heads]           f32; null unless dtype is i8 or f8
+  float* scales;  // [num_pages, page_size, num_kv_heads]           f32; null unless dtype is i8, f8 or i4
   int64_t page_stride, token_stride, head_stride;
   int64_t scale_page_stride, scale_token_stride, scale_head_stride;
   DType dtype;

@@ -16,6 +16,7 @@ class DType(_Enum):
     bf16: DType
     i8: DType
     f8e4m3: DType
+    i4: DType
 
 class Activation(_Enum):
     silu: Activation

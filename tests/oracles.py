@@ -10,7 +10,10 @@ def gathered(pages: Tensor, scales: Tensor | None, page_ids: Tensor, kv_len: int
     """A sequence's rows, [kv_len, num_kv_heads, head_dim] float64."""
     tokens = torch.arange(kv_len)
     page, row = page_ids[tokens // pages.shape[1]].long(), tokens % pages.shape[1]
-    values = pages[page, row].to(torch.float64)
+    values = pages[page, row]
+    if values.dtype == torch.uint8:  # int4: two elements a byte, the even one in the low half, each its code + 8
+        values = torch.stack([values % 16, values // 16], dim=-1).flatten(-2).to(torch.float64) - 8
+    values = values.to(torch.float64)
     if scales is not None:
         values = values * scales[page, row].to(torch.float64)[:, :, None]
     return values.numpy()

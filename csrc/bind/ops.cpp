@@ -31,7 +31,8 @@ void bind_params(py::module_& m) {
       .value("f16", DType::kF16)
       .value("bf16", DType::kBF16)
       .value("i8", DType::kI8)
-      .value("f8e4m3", DType::kF8E4M3);
+      .value("f8e4m3", DType::kF8E4M3)
+      .value("i4", DType::kI4);
   py::enum_<Activation>(m, "Activation").value("silu", Activation::kSilu).value("gelu_tanh", Activation::kGeluTanh);
   py::enum_<WeightFormat>(m, "WeightFormat")
       .value("f32", WeightFormat::kF32)

@@ -15,8 +15,9 @@ DTYPES = {
     torch.bfloat16: _C.DType.bf16,
     torch.int8: _C.DType.i8,
     torch.float8_e4m3fn: _C.DType.f8e4m3,
+    torch.uint8: _C.DType.i4,
 }
-WITH_SCALES = (torch.int8, torch.float8_e4m3fn)
+WITH_SCALES = (torch.int8, torch.float8_e4m3fn, torch.uint8)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -60,7 +61,7 @@ def attention(
     window: int,
     soft_cap: float,
 ) -> _C.PagedAttentionParams:
-    _, page_size, num_kv_heads, head_dim = k_pages.shape
+    _, page_size, num_kv_heads, _ = k_pages.shape
     return _C.PagedAttentionParams(
         q=q.data_ptr(),
         out=out.data_ptr(),
@@ -82,7 +83,7 @@ def attention(
         q_len=q_len,
         num_q_heads=q.shape[1],
         num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        head_dim=q.shape[2],
         page_size=page_size,
         window=window,
         scale=scale,

@@ -206,7 +206,8 @@ class CpuStep:
         self._bounds[name] = min(size, self._bounds.get(name, size))
 
     def _check_layer(self, op: str, layer: Any) -> tuple[int, int]:
-        num_pages, page_size, num_kv_heads, head_dim = layer.k.shape
+        num_pages, page_size, num_kv_heads, _ = layer.k.shape
+        head_dim = layer.head_dim
         for name, pages, scales in (("k", layer.k, layer.k_scales), ("v", layer.v, layer.v_scales)):
             if pages.shape != layer.k.shape or pages.dtype not in params_of.DTYPES or pages.stride(3) != 1:
                 raise InvalidInput(f"{op}: {name} pages are {_words(pages)}; k pages are {_words(layer.k)}")

@@ -6,7 +6,9 @@ A page of all layers is one run of bytes, so that copying or swapping it is one 
     page    layer 0 | layer 1 | ...
     layer   keys | values | key scales | value scales            each begins at a multiple of 64 bytes
     keys    [num_kv_heads, page_size, head_dim]   dtype           a head's rows follow one another
-    scales  [num_kv_heads, page_size]             float32         int8 and float8_e4m3fn only
+    scales  [num_kv_heads, page_size]             float32         int8, float8_e4m3fn and int4 only
+
+Keys and values in int4 are uint8 [num_kv_heads, page_size, head_dim / 2], two codes a byte.
 """
 
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from pagedserve.errors import InvalidInput
 from pagedserve.ops import KVLayer
 
 ALIGNMENT = 64
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
-QUANTISED = (torch.int8, torch.float8_e4m3fn)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.uint8)
+QUANTISED = (torch.int8, torch.float8_e4m3fn, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class PageLayout:
         num_layers, num_kv_heads: 1 or above.
         head_dim: a multiple of 8 up to 256.
         page_size: tokens of a page, 1 or above.
-        dtype: of keys and values: float32, bfloat16, float16, int8 or float8_e4m3fn.
+        dtype: of keys and values: float32, bfloat16, float16, int8, float8_e4m3fn, or uint8, which holds int4.
 
     Raises:
         InvalidInput: a size or the dtype is outside what is supported.
@@ -52,7 +54,7 @@ class PageLayout:
             raise InvalidInput(f"PageLayout: head_dim is {self.head_dim}; supported: multiples of 8 up to 256")
         if self.dtype not in DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise InvalidInput(f"PageLayout: keys and values in {self.dtype}; supported: {names}")
+            raise InvalidInput(f"PageLayout: keys and values in {self.dtype}; supported: {names} (which holds int4)")
 
     @property
     def is_quantised(self) -> bool:
@@ -75,7 +77,11 @@ class PageLayout:
 
     @property
     def _row_bytes(self) -> int:
-        return self.num_kv_heads * self.page_size * self.head_dim * self.dtype.itemsize
+        return self.num_kv_heads * self.page_size * self._row_items * self.dtype.itemsize
+
+    @property
+    def _row_items(self) -> int:
+        return self.head_dim // 2 if self.dtype == torch.uint8 else self.head_dim
 
     @property
     def _scale_bytes(self) -> int:
@@ -93,12 +99,12 @@ class PageLayout:
             index: of the layer, from 0.
 
         Returns:
-            views into storage: k and v [num_pages, page_size, num_kv_heads, head_dim], k_scales and v_scales
-            [num_pages, page_size, num_kv_heads] float32, or None.
+            views into storage: k and v [num_pages, page_size, num_kv_heads, head_dim (int4: / 2)], k_scales and
+            v_scales [num_pages, page_size, num_kv_heads] float32, or None.
         """
         if not 0 <= index < self.num_layers:
             raise InvalidInput(f"PageLayout: layer {index} of {self.num_layers}; give 0 to {self.num_layers - 1}")
-        rows, row_shape = _aligned(self._row_bytes), (self.num_kv_heads, self.page_size, self.head_dim)
+        rows, row_shape = _aligned(self._row_bytes), (self.num_kv_heads, self.page_size, self._row_items)
         scales = _aligned(self._scale_bytes)
         begin = index * self.layer_bytes
         k = _part(storage, begin, self.dtype, row_shape)

@@ -9,7 +9,7 @@ from typing import Any
 from pagedserve.cli.console import Console
 from pagedserve.errors import InvalidInput
 from pagedserve.specs import SPECS
-from pagedserve.specs.spec import QUANTISED
+from pagedserve.specs.spec import PACKED, QUANTISED
 
 # A step of 8 sequences of an 8B Llama. Sizes that are not given follow from these.
 SIZES = {
@@ -113,6 +113,8 @@ class Call:
             shape.append(product + axis.plus)
         if getattr(entry, "any_further", False):
             shape += [self._sizes[name] for name in ("page_size", "num_kv_heads", "head_dim")]
+        if self._dtype(entry) in PACKED:
+            shape[-1] //= PACKED[self._dtype(entry)]
         return shape
 
     def _dtype(self, entry: Any) -> str:
@@ -135,11 +137,11 @@ class Call:
         shape, dtype = self._shape(entry), self._dtype(entry)
         if hasattr(entry, "formats"):
             return _weight(dtype, shape)
-        made = torch.empty(shape, dtype=getattr(torch, dtype))
+        made = torch.empty(shape, dtype=torch.uint8 if dtype == "int4" else getattr(torch, dtype))
         values = self._index_values(entry.name)
         if values is not None:
             return made.copy_(torch.as_tensor(values).expand(shape))
-        if dtype.startswith("int") or entry.name in OFF or shape == [self._sizes.get("num_rows")]:
+        if dtype in ("int32", "int64") or entry.name in OFF or shape == [self._sizes.get("num_rows")]:
             return made.fill_(OFF.get(entry.name, 0))
         return made
 

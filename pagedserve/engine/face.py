@@ -54,8 +54,8 @@ class Face:
         model: a GGUF file, a Hugging Face folder, the name of a packaged model, or a LoadedModel.
         backend: of every op; "auto" takes the best there is.
         dtype, quantize: of the weights; as load_model.
-        kv_dtype: of keys and values: "float32", "bfloat16", "float16", "int8" or "float8_e4m3fn"; "auto": bfloat16, or
-            float32 where all the weights are.
+        kv_dtype: of keys and values: "float32", "bfloat16", "float16", "int8", "float8_e4m3fn" or "int4"; "auto":
+            bfloat16, or float32 where all the weights are.
         page_size: tokens of a page.
         num_pages, memory_bytes: size of the pool, one or the other; None: what max_seqs requests of full length need,
             but at most an eighth of the machine's memory.

@@ -23,6 +23,7 @@ KV_DTYPES = {
     "float16": torch.float16,
     "int8": torch.int8,
     "float8_e4m3fn": torch.float8_e4m3fn,
+    "int4": torch.uint8,
 }
 
 

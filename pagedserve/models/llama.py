@@ -50,10 +50,11 @@ class Llama:
     def _check(self, layers: Sequence[KVLayer]) -> None:
         config = self.config
         shape = (config.num_kv_heads, config.head_dim)
-        if len(layers) != config.num_layers or any(tuple(layer.k.shape[2:]) != shape for layer in layers):
+        given = {(layer.k.shape[2], layer.head_dim) for layer in layers}
+        if len(layers) != config.num_layers or given != {shape}:
             raise InvalidInput(
-                f"the pages are of {len(layers)} layers of {sorted({tuple(layer.k.shape[2:]) for layer in layers})} "
-                f"heads x head_dim; this model has {config.num_layers} of {shape}"
+                f"the pages are of {len(layers)} layers of {sorted(given)} heads x head_dim; "
+                f"this model has {config.num_layers} of {shape}"
             )
 
 

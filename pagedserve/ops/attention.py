@@ -45,8 +45,9 @@ def paged_decode(
     Args:
         q: [num_seqs * q_len, num_q_heads, head_dim], float32, bfloat16 or float16 (float64: reference only).
         k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim]; a float dtype, or int8 or float8_e4m3fn
-            with scales. Any strides, head_dim contiguous. num_q_heads is a multiple of num_kv_heads; head_dim a
-            multiple of 8 up to 256.
+            with scales, or int4 with scales: uint8 [num_pages, page_size, num_kv_heads, head_dim / 2], code + 8 in
+            four bits, the even element's the low ones. Any strides, head_dim contiguous. num_q_heads is a multiple of
+            num_kv_heads; head_dim a multiple of 8 up to 256.
         page_table: [num_seqs, max_pages] int32. Page i holds tokens [i * page_size, (i + 1) * page_size). What stands
             behind kv_len is never read.
         kv_lens: [num_seqs] int32, tokens, the queries' own included. 0 or below: the row is empty.

@@ -22,14 +22,15 @@ def append_kv(
     v_scales: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
-    """Write keys and values of new tokens into their pages, quantising where the pages are int8 or float8.
+    """Write keys and values of new tokens into their pages, quantising where the pages are int8, float8 or int4.
 
     Args:
         k, v: [num_tokens, num_kv_heads, head_dim], float32, bfloat16 or float16.
-        k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim], written; a float dtype, int8 or float8_e4m3fn.
+        k_pages, v_pages: [num_pages, page_size, num_kv_heads, head_dim], written; a float dtype, int8, float8_e4m3fn,
+            or int4: uint8 [num_pages, page_size, num_kv_heads, head_dim / 2] (see `paged_decode`).
         slot_mapping: [num_tokens] int64. Slot page * page_size + row; negative: the token is skipped. No slot twice.
-        k_scales, v_scales: [num_pages, page_size, num_kv_heads] float32, written; with int8 and float8 pages only:
-            amax / 127 or amax / 448 of a token's head, 1 where amax is 0.
+        k_scales, v_scales: [num_pages, page_size, num_kv_heads] float32, written; with int8, float8 and int4 pages
+            only: amax / 127, amax / 448 or amax / 7 of a token's head, 1 where amax is 0.
         backend: "auto", or one of `backends_of("append_kv")`.
 
     Raises:

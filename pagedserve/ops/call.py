@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagedserve.errors import InvalidInput
 from pagedserve.ops import rules
-from pagedserve.ops.check import DTYPE_NAMES, MAKE, Made, Operand, check_scalars, prepare
+from pagedserve.ops.check import MAKE, Made, Operand, check_scalars, element_type, prepare
 from pagedserve.ops.registry import Call, choose, refusals, rows_of
 from pagedserve.ops.weight import Weight
 from pagedserve.specs import SPECS, OpSpec, TensorSpec
@@ -63,9 +63,10 @@ def flatten(operands: Sequence[Made]) -> list[Any]:
 
 def facts(spec: OpSpec, named: Mapping[str, Made], scalars: Mapping[str, Scalar]) -> Call:
     """What a backend may refuse of a call."""
-    tensors = [operand for name in spec.dispatch if isinstance(operand := named[name], Tensor)]
+    tensors = {name: operand for name in spec.dispatch if isinstance(operand := named[name], Tensor)}
     used = [name for name in spec.features if named.get(name) is not None or scalars.get(name)]
-    return Call(spec.name, tensors[0].device.type, tuple(DTYPE_NAMES[t.dtype] for t in tensors), tuple(used))
+    dtypes = tuple(element_type(spec, name, tensor) for name, tensor in tensors.items())
+    return Call(spec.name, next(iter(tensors.values())).device.type, dtypes, tuple(used))
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
     rules.check_values(op, named, bound, call.device)
     against = {row.backend: refusals(row, call) for row in rows}
     able = [name for name, found in against.items() if not found]
-    counts = {**bound, **rules.count(named, bound)}
+    counts = {**bound, **rules.count(spec, named, bound)}
     return Explanation(
         op=op,
         backend=able[0] if able else None,
         refused={name: found for name, found in against.items() if found},
         able=able,
-        flops=spec.flops(counts),
-        bytes=spec.bytes(counts),
+        flops=int(spec.flops(counts)),
+        bytes=int(spec.bytes(counts)),
     )

@@ -46,7 +46,11 @@ def _pages(case: Case, num_pages: int, random: torch.Generator) -> tuple[Tensor,
     """Keys or values of all pages, and their scales where they are quantised."""
     shape = (num_pages, *(case.sizes[name] for name in ("page_size", "num_kv_heads", "head_dim")))
     dtype = _dtype(case, "k_pages")
-    if dtype == torch.int8:
+    if dtype == torch.uint8:  # int4
+        codes = torch.randint(16, (*shape[:3], shape[3] // 2, 2), generator=random)
+        codes = codes.clamp(min=1)  # 0 would be -8, which no writer writes
+        codes = (codes[..., 0] | codes[..., 1] << 4).to(torch.uint8)
+    elif dtype == torch.int8:
         codes = torch.randint(-127, 128, shape, generator=random).to(torch.int8)
     elif dtype == torch.float8_e4m3fn:
         codes = (torch.randn(shape, generator=random) * 100).clamp(-448, 448).to(dtype)
@@ -57,7 +61,7 @@ def _pages(case: Case, num_pages: int, random: torch.Generator) -> tuple[Tensor,
 
 def _poison(pages: Tensor, scales: Tensor | None, unread: Tensor) -> None:
     """Fills rows [num_pages, page_size] that nobody may read. Viewed as whole numbers: float8 cannot be filled."""
-    if pages.dtype in (torch.int8, torch.float8_e4m3fn):
+    if pages.dtype in (torch.int8, torch.float8_e4m3fn, torch.uint8):
         pages.view(torch.int8)[unread] = 127  # NaN, as float8_e4m3fn
     else:
         pages[unread] = torch.nan
@@ -129,7 +133,7 @@ def _append(case: Case, random: torch.Generator) -> Arguments:
 def _copy(case: Case, random: torch.Generator) -> Arguments:
     sizes = case.sizes
     src, dst = (
-        (torch.randn(sizes[name], 4, 2, 8, generator=random) * 50).to(_dtype(case, "src"))
+        (torch.randn(sizes[name], 4, 2, 8, generator=random) * 50).to(torch.int8).to(_dtype(case, "src"))
         for name in ("num_src_pages", "num_dst_pages")
     )
     dst_pages = torch.randperm(sizes["num_dst_pages"], generator=random)[: sizes["num_copies"]]

@@ -12,6 +12,7 @@ from torch import Tensor
 from pagedserve.errors import InvalidInput
 from pagedserve.ops.weight import Weight
 from pagedserve.specs import Axis, OpSpec, TensorSpec, WeightSpec
+from pagedserve.specs.spec import PACKED
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float64: "float64",
@@ -25,7 +26,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.int32: "int32",
     torch.int64: "int64",
 }
-DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+DTYPES: dict[str, torch.dtype] = {**{name: dtype for dtype, name in DTYPE_NAMES.items()}, "int4": torch.uint8}
 
 
 class Make:
@@ -137,12 +138,23 @@ def _check_dtype(spec: OpSpec, entry: TensorSpec, tensor: Tensor, dtypes: dict[s
             raise InvalidInput(
                 f"{spec.name}: {entry.name} is {tensor.dtype}; {other} is {dtypes[other]}, which needs it in {needed}"
             )
-    elif DTYPE_NAMES.get(tensor.dtype) not in entry.dtypes:
+    elif DTYPE_NAMES.get(tensor.dtype) not in entry.dtypes and element_type(spec, entry.name, tensor) != "int4":
+        supported = ", ".join("int4 (uint8, two codes a byte)" if name == "int4" else name for name in entry.dtypes)
         raise InvalidInput(
-            f"{spec.name}: {entry.name} is {tensor.dtype}; supported: {', '.join(entry.dtypes)}; "
+            f"{spec.name}: {entry.name} is {tensor.dtype}; supported: {supported}; "
             f"convert it with .to(torch.{entry.dtypes[0]})"
         )
     dtypes[entry.name] = tensor.dtype
+
+
+def element_type(spec: OpSpec, name: str, tensor: Tensor) -> str:
+    """The name of what a tensor holds: its dtype's, or int4 where the bytes of tensor `name` hold two codes each."""
+    if tensor.dtype == torch.uint8:
+        allowed = {entry.name: entry.dtypes for entry in spec.tensors if isinstance(entry, TensorSpec)}
+        rule = allowed[name][0]
+        if "int4" in (allowed[rule[1:]] if rule[0] == "=" else allowed[name]):
+            return "int4"
+    return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 def _dtype_like(rule: str, dtypes: dict[str, torch.dtype]) -> torch.dtype:
@@ -161,6 +173,9 @@ def _check_shape(spec: OpSpec, entry: TensorSpec, tensor: Tensor, sizes: dict[st
             f"{spec.name}: {entry.name} has {len(shape)} axes, {list(shape)}; "
             f"give {len(axes)}: [{', '.join(entry.shape.split())}]"
         )
+    name = entry.name
+    if tensor.dtype == torch.uint8 and (packed := PACKED.get(element_type(spec, name, tensor))):
+        shape, name = torch.Size((*shape[:-1], shape[-1] * packed)), f"{name} (uint8, {packed} elements a byte)"
     for place, axis in enumerate(axes):
         if axis.plain is not None:
             known = sizes.get(axis.plain)
@@ -169,7 +184,7 @@ def _check_shape(spec: OpSpec, entry: TensorSpec, tensor: Tensor, sizes: dict[st
                 continue
             if known == shape[place]:
                 continue
-        _bind(spec, entry.name, axis, shape[place], place, sizes, bound)
+        _bind(spec, name, axis, shape[place], place, sizes, bound)
 
 
 def _bind(

@@ -71,7 +71,7 @@ def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
 
 F32 = ("float32",)
 FLOATS = ("float32", "bfloat16", "float16")
-KV = (*FLOATS, "int8", "float8_e4m3fn")
+KV = (*FLOATS, "int8", "float8_e4m3fn", "int4")
 
 CPU_OPS: dict[str, Requirement] = {
     "paged_decode": _on_cpu(q=FLOATS, k_pages=KV),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pagedserve.errors import InvalidInput
+from pagedserve.ops.check import element_type
 from pagedserve.ops.weight import Weight
-from pagedserve.specs.spec import QUANTISED
+from pagedserve.specs.spec import ITEM_BYTES, QUANTISED, OpSpec
 
 MAX_HEAD_DIM = 256
 Named = Mapping[str, Any]
@@ -61,7 +62,7 @@ def _page_size(op: str, sizes: Mapping[str, Any]) -> None:
 
 
 def _scales(op: str, tensors: Named) -> None:
-    quantised = tensors["k_pages"].dtype in (torch.int8, torch.float8_e4m3fn)
+    quantised = tensors["k_pages"].dtype in (torch.int8, torch.float8_e4m3fn, torch.uint8)
     for name in ("k_scales", "v_scales"):
         if quantised and tensors[name] is None:
             raise InvalidInput(
@@ -70,7 +71,7 @@ def _scales(op: str, tensors: Named) -> None:
             )
         if not quantised and tensors[name] is not None:
             raise InvalidInput(
-                f"{op}: {name} is given, but pages are {tensors['k_pages'].dtype}; only {' and '.join(QUANTISED)} "
+                f"{op}: {name} is given, but pages are {tensors['k_pages'].dtype}; only {', '.join(QUANTISED)} "
                 f"pages have scales: leave it out"
             )
 
@@ -250,14 +251,14 @@ VALUE_RULES: dict[str, Callable[[str, Named, Mapping[str, int]], None]] = {
 }
 
 
-def count(named: Named, sizes: Mapping[str, int]) -> dict[str, int]:
+def count(spec: OpSpec, named: Named, sizes: Mapping[str, int]) -> dict[str, float]:
     """The counts that a spec's flops and bytes need beyond sizes of axes."""
-    counts: dict[str, int] = {}
+    counts: dict[str, float] = {}
     for name, operand in named.items():
         if isinstance(operand, Weight):
             counts[f"{name}_nbytes"] = operand.nbytes
         elif operand is not None:
-            counts[f"{name}_bytes"] = operand.element_size()
+            counts[f"{name}_bytes"] = ITEM_BYTES[element_type(spec, name, operand)]
     if "kv_lens" in named:
         lens = named["kv_lens"].clamp(min=0).long()
         starts = named.get("q_starts")

@@ -39,12 +39,19 @@ class StepLimits:
 
 
 class KVLayer(NamedTuple):
-    """One layer's pages, [num_pages, page_size, num_kv_heads, head_dim], and their scales where they are quantised."""
+    """One layer's pages, [num_pages, page_size, num_kv_heads, head_dim], and their scales where they are quantised.
+
+    int4 pages are uint8 [num_pages, page_size, num_kv_heads, head_dim / 2].
+    """
 
     k: Tensor
     v: Tensor
     k_scales: Tensor | None = None
     v_scales: Tensor | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.k.shape[3] * (2 if self.k.dtype == torch.uint8 else 1)
 
 
 class StepInputs:
@@ -222,7 +229,7 @@ class EagerStep:
         self._calls.append(call)
 
     def append_kv(self, k: Buffer, v: Buffer, layer: KVLayer) -> None:
-        head_dim = layer.k.shape[3]
+        head_dim = layer.head_dim
 
         def call(n: Counts) -> None:
             cache.append_kv(
@@ -249,7 +256,7 @@ class EagerStep:
         soft_cap: float = 0.0,
         sinks: Tensor | None = None,
     ) -> None:
-        head_dim = layer.k.shape[3]
+        head_dim = layer.head_dim
 
         def call(n: Counts) -> None:
             attention.paged_prefill(

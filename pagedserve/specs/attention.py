@@ -36,14 +36,19 @@ def _tensors(tokens: str, *own: TensorSpec) -> tuple[TensorSpec, ...]:
     )
 
 
-def attention_flops(sizes: Sizes) -> int:
+def attention_flops(sizes: Sizes) -> float:
     """Two multiply-adds for each element of each visible query-key pair."""
     return 4 * sizes["pairs"] * sizes["num_q_heads"] * sizes["head_dim"]
 
 
-def attention_bytes(sizes: Sizes) -> int:
+def kv_row_bytes(sizes: Sizes) -> float:
+    """Of one key of one head, its scale included."""
+    return sizes["head_dim"] * sizes["k_pages_bytes"] + sizes.get("k_scales_bytes", 0)
+
+
+def attention_bytes(sizes: Sizes) -> float:
     """Keys and values once, queries and outputs once."""
-    kv = 2 * sizes["kv_tokens"] * sizes["num_kv_heads"] * sizes["head_dim"] * sizes["k_pages_bytes"]
+    kv = 2 * sizes["kv_tokens"] * sizes["num_kv_heads"] * kv_row_bytes(sizes)
     return kv + 2 * sizes["num_tokens"] * sizes["num_q_heads"] * sizes["head_dim"] * sizes["q_bytes"]
 
 
@@ -61,7 +66,7 @@ SHAPES = (
     _sizes(4, 2, 80, 5),
 )
 LENS = (1, 0, 17, 256, 300, -1, 513)
-KV_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
+KV_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "int4")
 OPTIONS_ALONE: tuple[dict[str, object], ...] = (
     {"window": 33},
     {"soft_cap": 5.0},
@@ -90,6 +95,8 @@ def decode_cases() -> Iterator[Case]:
     for k_pages in KV_DTYPES:
         for q in ("float32", "bfloat16", "float16"):
             yield _case("decode", SHAPES[1], LENS, ones, q=q, k_pages=k_pages)
+    for shape in (SHAPES[2], SHAPES[4], SHAPES[5]):
+        yield _case("decode", shape, LENS, ones, k_pages="int4")
     for options in OPTIONS_ALONE:
         yield _case("decode", SHAPES[1], LENS, ones, **options)
     for q_len in (2, 5):

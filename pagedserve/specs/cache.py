@@ -3,8 +3,8 @@
 
 from collections.abc import Iterator
 
-from pagedserve.specs.attention import KV_DTYPES, PAGES, SCALES
-from pagedserve.specs.spec import FLOATS, QUANTISED, Case, OpSpec, TensorSpec
+from pagedserve.specs.attention import KV_DTYPES, PAGES, SCALES, kv_row_bytes
+from pagedserve.specs.spec import FLOATS, QUANTISED, Case, OpSpec, Sizes, TensorSpec
 
 
 def append_cases() -> Iterator[Case]:
@@ -16,13 +16,19 @@ def append_cases() -> Iterator[Case]:
 
 
 def copy_cases() -> Iterator[Case]:
-    for src in ("float32", "bfloat16", "int8"):
+    for src in ("float32", "bfloat16", "int8", "uint8"):
         yield Case(f"copy-{src}", {"num_copies": 4, "num_src_pages": 6, "num_dst_pages": 5}, {"src": src})
+
+
+def append_bytes(sizes: Sizes) -> float:
+    """Keys and values read, and written with their scales."""
+    row = sizes["head_dim"] * sizes["k_bytes"] + kv_row_bytes(sizes)
+    return 2 * sizes["num_tokens"] * sizes["num_kv_heads"] * row
 
 
 APPEND_KV = OpSpec(
     name="append_kv",
-    formula="pages[slot / page_size, slot % page_size] = k, v; a quantised page keeps amax / 127 or amax / 448",
+    formula="pages[slot / page_size, slot % page_size] = k, v; a quantised page keeps amax / 127, / 448 or / 7",
     tensors=(
         TensorSpec("k", "num_tokens num_kv_heads head_dim", FLOATS),
         TensorSpec("v", "num_tokens num_kv_heads head_dim", ("=k",)),
@@ -35,7 +41,7 @@ APPEND_KV = OpSpec(
     scalars=(),
     reference="cache.append_kv",
     flops=lambda n: 0,
-    bytes=lambda n: 2 * n["num_tokens"] * n["num_kv_heads"] * n["head_dim"] * (n["k_bytes"] + n["k_pages_bytes"]),
+    bytes=append_bytes,
     cases=append_cases,
     dispatch=("k", "k_pages"),
     features=("k_scales",),
@@ -45,7 +51,7 @@ COPY_PAGES = OpSpec(
     name="copy_pages",
     formula="dst[dst_pages[i]] = src[src_pages[i]], page by page in order",
     tensors=(
-        TensorSpec("src", "num_src_pages ...", (*FLOATS, *QUANTISED, "uint8"), layout="dense"),
+        TensorSpec("src", "num_src_pages ...", (*FLOATS, "int8", "float8_e4m3fn", "uint8"), layout="dense"),
         TensorSpec("dst", "num_dst_pages ...", ("=src",), mutated=True, layout="dense"),
         TensorSpec("src_pages", "num_copies", ("int64",)),
         TensorSpec("dst_pages", "num_copies", ("int64",)),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-QUANTISED = ("int8", "float8_e4m3fn")
+QUANTISED = ("int8", "float8_e4m3fn", "int4")
+PACKED = {"int4": 2}  # elements that lie in one item of the last axis; int4 lies in uint8
 
 ITEM_BYTES = {
     "float64": 8,
@@ -16,6 +17,7 @@ ITEM_BYTES = {
     "float16": 2,
     "int8": 1,
     "float8_e4m3fn": 1,
+    "int4": 0.5,
     "bool": 1,
     "uint8": 1,
     "int32": 4,
@@ -55,7 +57,7 @@ class TensorSpec:
     Attributes:
         shape: names of axes, as in "num_tokens num_q_heads head_dim"; "..." stands for any further axes.
         dtypes: allowed ones; "=q" means the dtype of q, "^q" the dtype of q's arithmetic: float64 where q is, else
-            float32.
+            float32. "int4": two codes a byte, so the tensor is uint8 and its last axis half of what shape says.
         layout: "last": the last axis is contiguous; "dense": all are; "any".
         made: written whole, so made by the op where the caller gives none.
     """
@@ -124,7 +126,7 @@ class Case:
     q_lens: tuple[int, ...] = ()  # queries of each sequence, of paged_prefill
 
 
-Sizes = Mapping[str, int]
+Sizes = Mapping[str, float]  # whole numbers, but for "NAME_bytes" of int4: 0.5
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ class OpSpec:
         dispatch: tensors whose dtype a backend may refuse.
         features: optional tensors and scalars a backend may lack.
         flops, bytes: of a call, from its axes' sizes and the counts that `ops.registry.explain` adds:
-            "kv_tokens" (keys read), "pairs" (query-key pairs), "NAME_bytes" (bytes an element of tensor NAME takes).
+            "kv_tokens" (keys read), "pairs" (query-key pairs), "NAME_bytes" (bytes an element of tensor NAME takes;
+            absent where the call has no such tensor).
     """
 
     name: str
@@ -144,8 +147,8 @@ class OpSpec:
     tensors: tuple[TensorSpec | WeightSpec, ...]
     scalars: tuple[ScalarSpec, ...]
     reference: str
-    flops: Callable[[Sizes], int]
-    bytes: Callable[[Sizes], int]
+    flops: Callable[[Sizes], float]
+    bytes: Callable[[Sizes], float]
     cases: Callable[[], Iterable[Case]]
     dispatch: tuple[str, ...]
     budget: Budget = Budget()

@@ -99,6 +99,7 @@ def test_explain_counts_the_call_that_is_described(capsys):
     [
         ["k_pages=int8"],
         ["k_pages=float8_e4m3fn", "q=float16"],
+        ["k_pages=int4"],
         ["q_len=3", "tree_mask=yes", "sinks=yes", "window=64", "soft_cap=30"],
         ["page_size=1", "kv_len=0"],
     ],

@@ -99,7 +99,7 @@ def test_the_number_of_threads_changes_nothing(tiny, alone, monkeypatch):
     assert answers(tiny, prompts[:8], params[:8])[0] == alone[:8]
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8", "float8_e4m3fn", "int4"])
 def test_other_kv_dtypes_depend_on_nothing_else_either(tiny, kv_dtype):
     prompts, params = requests(2, 12)
     one, _ = answers(tiny, prompts, params, kv_dtype=kv_dtype, max_seqs=1)

@@ -13,8 +13,8 @@ from pagedserve import _C, ops
 
 NAN = float("nan")
 ISAS = [isa.name for isa in _C.supported_isas()]
-KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
-LARGEST_CODE = {torch.int8: 127, torch.float8_e4m3fn: 448}
+KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn, torch.uint8)
+LARGEST_CODE = {torch.int8: 127, torch.float8_e4m3fn: 448, torch.uint8: 7}  # uint8 holds int4, two codes a byte
 BAD_PAGES = torch.tensor([-1, 2**31 - 1, -(2**31), 2147480000], dtype=torch.int32)
 
 
@@ -90,13 +90,16 @@ class Call:
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """NaN everywhere; int8 has none, its scales have."""
-    return torch.full(shape, 127 if dtype == torch.int8 else NAN).to(dtype)
+    """NaN everywhere; whole numbers have none, their scales have."""
+    return torch.full(shape, 127 if dtype in (torch.int8, torch.uint8) else NAN).to(dtype)
 
 
 def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1) / LARGEST_CODE[dtype]
     codes = x / scale[..., None]
+    if dtype == torch.uint8:
+        pairs = codes.round().unflatten(-1, (-1, 2)) + 8
+        return (pairs[..., 0] + 16 * pairs[..., 1]).to(dtype), scale
     return (codes.round() if dtype == torch.int8 else codes).to(dtype), scale
 
 
@@ -123,7 +126,8 @@ def lay_out(
             return poisoned((num_pages, num_kv_heads, page_size, *row), dtype).transpose(1, 2)
         return poisoned((num_pages, page_size, num_kv_heads, *row), dtype)
 
-    pages = {name: pool(kv_dtype, head_dim + gap)[..., :head_dim] for name in ("k", "v")}
+    items = head_dim // 2 if kv_dtype == torch.uint8 else head_dim
+    pages = {name: pool(kv_dtype, items + gap)[..., :items] for name in ("k", "v")}
     scales = {name: pool(torch.float32) for name in ("k", "v")} if kv_dtype in LARGEST_CODE else {}
     for seq, count in enumerate(num_pages_of):
         page_table[seq, :count], ids = ids[:count].int(), ids[count:]

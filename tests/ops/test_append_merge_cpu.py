@@ -23,15 +23,18 @@ def instruction_set(request):
 
 
 def append(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Rows [num_tokens, head_dim] as the pages hold them, and their scales."""
+    """Rows [num_tokens, head_dim] as the pages hold them, int4 unpacked, and their scales."""
     num_tokens, head_dim = x.shape
-    pages = torch.full((num_tokens, 1, 1, head_dim), 77).to(dtype)
+    pages = torch.full((num_tokens, 1, 1, head_dim // 2 if dtype == torch.uint8 else head_dim), 77).to(dtype)
     scales = torch.full((num_tokens, 1, 1), NAN) if dtype in LARGEST_CODE else None
     rows = x[:, None]
     ops.append_kv(
         rows, rows, pages, pages.clone(), torch.arange(num_tokens), k_scales=scales, v_scales=scales, backend="cpu"
     )
-    return pages[:, 0, 0], None if scales is None else scales[:, 0, 0]
+    codes = pages[:, 0, 0]
+    if dtype == torch.uint8:
+        codes = torch.stack([codes % 16, codes // 16], dim=-1).flatten(-2).to(torch.int8) - 8
+    return codes, None if scales is None else scales[:, 0, 0]
 
 
 def rows_of(values: Tensor, largest: float | None = None, head_dim: int = 64) -> Tensor:
@@ -43,12 +46,15 @@ def rows_of(values: Tensor, largest: float | None = None, head_dim: int = 64) ->
 
 
 @all_isas
-def test_int8_rounds_to_nearest_even(isa):
-    values = torch.arange(-127, 127.01, 0.25)
-    x = rows_of(torch.cat([values, torch.nextafter(values, values + 1), torch.nextafter(values, values - 1)]), 127.0)
-    codes, scales = append(x.clamp(-127, 127), torch.int8)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=["int8", "int4"])
+def test_whole_codes_round_to_nearest_even(isa, dtype):
+    largest = LARGEST_CODE[dtype]
+    values = torch.arange(-largest, largest + 0.01, 0.25)
+    values = torch.cat([values, torch.nextafter(values, values + 1), torch.nextafter(values, values - 1)])
+    x = rows_of(values, float(largest)).clamp(-largest, largest)
+    codes, scales = append(x, dtype)
     assert (scales == 1).all()
-    assert torch.equal(codes, x.clamp(-127, 127).round().to(torch.int8))
+    assert torch.equal(codes, x.round().to(torch.int8))
 
 
 @all_isas
@@ -102,7 +108,7 @@ def test_the_largest_value_survives(isa, dtype):
     values = codes.double() * scales.double()[:, None]
     normal = scales > 1e-37
     error = ((values - x).abs().amax(-1) / x.abs().amax(-1).double())[normal]
-    assert error.max() < {torch.int8: 0.51 / 127, torch.float8_e4m3fn: 16.1 / 448}[dtype]
+    assert error.max() < {torch.int8: 0.51 / 127, torch.float8_e4m3fn: 16.1 / 448, torch.uint8: 0.51 / 7}[dtype]
     zeros, ones = append(torch.zeros(2, 40), dtype)
     assert not zeros.float().any()
     assert (ones == 1).all()

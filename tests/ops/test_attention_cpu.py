@@ -47,7 +47,7 @@ def test_within_the_budget(isa, kv_dtype, q_lens, kv_lens, features):
 @pytest.mark.parametrize("head_dim", [8, 16, 24, 72, 80, 96, 120, 256])
 def test_every_head_dim(isa, head_dim):
     what = sequences([7, 1], [30, 300], head_dim=head_dim, num_kv_heads=1)
-    for kv_dtype in (torch.bfloat16, torch.int8):
+    for kv_dtype in (torch.bfloat16, torch.int8, torch.uint8):
         check(lay_out(what, kv_dtype=kv_dtype, gap=8), isa)
 
 
@@ -86,7 +86,7 @@ def poison_token(call: Call, seq: int, token: int, name: str) -> None:
     page_size = call.k_pages.shape[1]
     page, row = int(call.page_table[seq, token // page_size]), token % page_size
     pages = {"k": call.k_pages, "v": call.v_pages}[name]
-    if pages.dtype == torch.int8:
+    if pages.dtype in (torch.int8, torch.uint8):
         call.options[f"{name}_scales"][page, row] = NAN
     else:
         pages[page, row, :, :1] = torch.tensor(NAN).to(pages.dtype)
@@ -94,7 +94,7 @@ def poison_token(call: Call, seq: int, token: int, name: str) -> None:
 
 @all_isas
 @pytest.mark.parametrize("name", ["k", "v"])
-@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8, torch.uint8], ids=str)
 @pytest.mark.parametrize("q_len, token", [(6, 300), (40, 280), (40, 40)])
 @pytest.mark.parametrize("features", [(), ("window",), ("tree_mask",)], ids=str)
 def test_nan_reaches_those_who_see_it_and_nobody_else(isa, name, kv_dtype, q_len, token, features):

@@ -12,6 +12,7 @@ from pagedserve import ops
 from pagedserve.errors import InvalidInput
 from pagedserve.ops.cases import make_inputs
 from pagedserve.specs import SPECS, TensorSpec
+from pagedserve.specs.spec import QUANTISED
 
 # The case of each op that uses most of its tensors.
 CASES = {name: max(spec.cases(), key=lambda case: len(make_inputs(spec.name, case))) for name, spec in SPECS.items()}
@@ -161,8 +162,34 @@ def test_options_out_of_range(op, changes, word):
 
 
 def test_quantised_pages_need_their_scales():
-    case = next(case for case in SPECS["paged_decode"].cases() if case.dtypes["k_pages"] == "int8")
-    refused("paged_decode", make_inputs("paged_decode", case) | {"v_scales": None}, "v_scales is None")
+    for k_pages in QUANTISED:
+        case = next(case for case in SPECS["paged_decode"].cases() if case.dtypes["k_pages"] == k_pages)
+        refused("paged_decode", make_inputs("paged_decode", case) | {"v_scales": None}, "v_scales is None")
+
+
+def int4_call():
+    case = next(case for case in SPECS["paged_decode"].cases() if case.dtypes["k_pages"] == "int4")
+    return make_inputs("paged_decode", case)
+
+
+def test_int4_pages_hold_two_elements_a_byte():
+    """Half of head_dim, no more and no less; and a whole row of bytes is not taken for int8."""
+    call = int4_call()
+    whole = {name: call[name].repeat(1, 1, 1, 2) for name in ("k_pages", "v_pages")}
+    refused("paged_decode", call | whole, "k_pages (uint8, 2 elements a byte) (head_dim) is 128")
+    odd = {name: call[name][..., :-1] for name in ("k_pages", "v_pages")}
+    refused("paged_decode", call | odd, "is 62, but q gives head_dim 64")
+    refused("paged_decode", call | {"v_pages": call["v_pages"].view(torch.int8)}, "k_pages is torch.uint8")
+
+
+def test_only_pages_are_int4():
+    refused("paged_decode", int4_call() | {"q": torch.zeros(7, 9, 32, dtype=torch.uint8)}, "q is torch.uint8")
+    call = int4_call()
+    cost = ops.explain("paged_decode", call)
+    wide = {name: call[name].view(torch.int8).repeat(1, 1, 1, 2) for name in ("k_pages", "v_pages")}
+    saved = ops.explain("paged_decode", call | wide).bytes - cost.bytes
+    assert saved == sum(max(n, 0) for n in call["kv_lens"].tolist()) * 3 * 64  # half a byte of keys, half of values
+    assert cost.backend == "cpu"
 
 
 def test_a_residual_goes_with_whole_rows():

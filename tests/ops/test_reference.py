@@ -155,6 +155,20 @@ def test_append_writes_its_slots_and_nothing_else(dtype):
         assert scale is None or (scale.view(12, 2)[others] == 5).all()
 
 
+def test_int4_keeps_two_elements_a_byte():
+    """By hand: amax / 7, ties to even, the even element in the low half, each code above 8."""
+    pages, scales = torch.zeros(1, 1, 2, 4, dtype=torch.uint8), torch.zeros(1, 1, 2)
+    k = torch.tensor([[[7.0, -7.0, 0.5, 1.5, -2.5, 0.0, 3.0, -1.0], [0.0] * 8]])
+    slots = torch.tensor([0])
+    v_pages, v_scales = pages.clone(), scales.clone()
+    ops.append_kv(k, 2 * k, pages, v_pages, slots, k_scales=scales, v_scales=v_scales, backend="reference")
+    assert pages[0, 0, 0].tolist() == [0x1F, 0xA8, 0x86, 0x7B]
+    assert pages[0, 0, 1].tolist() == [0x88] * 4
+    assert scales[0, 0].tolist() == [1.0, 1.0]
+    assert torch.equal(v_pages, pages)
+    assert v_scales[0, 0].tolist() == [2.0, 1.0]
+
+
 def test_copies_happen_in_order():
     """The second copy reads what the first wrote."""
     pool = torch.arange(4.0)[:, None].repeat(1, 3)

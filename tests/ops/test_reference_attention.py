@@ -33,7 +33,10 @@ def value(call, name, seq, position, head):
     """Key or value at a position of a sequence, as a list of floats."""
     page = int(call["page_table"][seq, position // SIZES["page_size"]])
     row = position % SIZES["page_size"]
-    numbers = call[f"{name}_pages"][page, row, head].double()
+    numbers = call[f"{name}_pages"][page, row, head]
+    if numbers.dtype == torch.uint8:  # int4
+        numbers = torch.tensor([nibble - 8 for byte in numbers.tolist() for nibble in (byte & 15, byte >> 4)])
+    numbers = numbers.double()
     scales = call.get(f"{name}_scales")
     return (numbers if scales is None else numbers * scales[page, row, head].double()).tolist()
 
@@ -101,7 +104,7 @@ def test_prefill_is_the_formula(features):
     check_by_hand(call, o, lse, q_lens)
 
 
-@pytest.mark.parametrize("k_pages", ["int8", "float8_e4m3fn", "bfloat16", "float16"])
+@pytest.mark.parametrize("k_pages", ["int8", "float8_e4m3fn", "int4", "bfloat16", "float16"])
 def test_low_precision_pages_are_multiplied_out(k_pages):
     call = make_inputs("paged_decode", case(k_pages=k_pages))
     o, lse = ops.paged_decode(**call, return_lse=True, backend="reference")

@@ -2,12 +2,12 @@
 // append_kv.cpp: page slot / page_size, row slot % page_size = the key and value of the slot's token
 //
 //   k, v               [num_tokens, num_kv_heads, head_dim]               f32, bf16, f16
-//   k_pages, v_pages   [num_pages, page_size, num_kv_heads, head_dim]     f32, bf16, f16, i8, fp8
-//   scales             [num_pages, page_size, num_kv_heads]               f32    of i8 and fp8: value = code * scale
+//   k_pages, v_pages   [num_pages, page_size, num_kv_heads, head_dim]     f32, bf16, f16, i8, fp8; i4 by twos
+//   scales             [num_pages, page_size, num_kv_heads]               f32    of i8, fp8, i4: value = code * scale
 //   slot_mapping       [num_tokens]                                       i64    negative: skipped
 //
 // Work     a share of the tokens a thread
-// Rounds   to nearest even; scale = amax / 127 or amax / 448, 1 where that is 0; codes never beyond amax's.
+// Rounds   to nearest even; scale = amax / 127, amax / 448 or amax / 7, 1 where that is 0; codes never beyond amax's.
 //          A row that holds NaN or an infinity gets the scale NaN, so that every value read from it is NaN
 // Traffic  reads and writes 2 * num_tokens * num_kv_heads * head_dim elements
 // Source   Kwon et al. 2023 (pages); Micikevicius et al. 2022 (e4m3fn)
@@ -24,12 +24,20 @@ template <>
 constexpr float kLargestCode<int8_t> = 127;
 template <>
 constexpr float kLargestCode<F8> = 448;
+template <>
+constexpr float kLargestCode<I4> = 7;
 
-inline int8_t encode(float x, int8_t) { return x == x ? static_cast<int8_t>(x) : int8_t{0}; }
+inline int8_t to_code(float x) { return x == x ? static_cast<int8_t>(x) : int8_t{0}; }
+inline void put(float x, int d, int8_t* row) { row[d] = to_code(x); }
+// Elements are put in order: an even one writes the byte, the odd one its other half.
+inline void put(float x, int d, I4* row) {
+  const auto bits = static_cast<uint8_t>(to_code(x) + 8);
+  row[d / 2].bits = static_cast<uint8_t>(d % 2 == 0 ? bits : row[d / 2].bits | bits << 4);
+}
 
 // |x| <= 448. Above 2^-6 the f32 is rounded at its 20th bit and the exponent's bias corrected; below, adding
 // 2^14 leaves a subnormal's bits.
-inline F8 encode(float x, F8) {
+inline F8 to_f8(float x) {
   constexpr float kAlign = 0x1p14f;
   uint32_t bits, align;
   memcpy(&bits, &x, sizeof(bits));
@@ -45,6 +53,8 @@ inline F8 encode(float x, F8) {
   memcpy(&bits, &magnitude, sizeof(bits));
   return {static_cast<uint8_t>(sign | (bits - align))};
 }
+
+inline void put(float x, int d, F8* row) { row[d] = to_f8(x); }
 
 template <class From>
 inline float row_scale(const From* from, int head_dim, float largest_code) {
@@ -68,8 +78,8 @@ inline void append_row(const From* from, int head_dim, To* to, float* scale) {
     for (int d = 0; d < head_dim; d += kLanes) {
       float codes[kLanes];
       const Vec scaled = min(largest, max(zero() - largest, load(from + d, head_dim - d) / splat(*scale)));
-      store(codes, sizeof(To) == 1 && kLargestCode<To> == 127 ? round(scaled) : scaled);
-      for (int j = 0; j < smaller(kLanes, head_dim - d); ++j) to[d + j] = encode(codes[j], To());
+      store(codes, kLargestCode<To> == kLargestCode<F8> ? scaled : round(scaled));
+      for (int j = 0; j < smaller(kLanes, head_dim - d); ++j) put(codes[j], d + j, to);
     }
   }
 }

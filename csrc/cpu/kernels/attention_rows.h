@@ -81,12 +81,12 @@ ALWAYS_INLINE void dot_block(const float* q, int width, const T* const (&keys)[k
   int d = 0;
   for (; d + kPair <= head_dim; d += kPair) {
     UNROLL
-    for (int j = 0; j < kBlockTokens; ++j) load_pair(keys[j] + d, a[j], b[j]);
+    for (int j = 0; j < kBlockTokens; ++j) load_pair(at(keys[j], d), a[j], b[j]);
     add_products<kRows>(q + d, width, a, b, sums);
   }
   if (d < head_dim) {
     UNROLL
-    for (int j = 0; j < kBlockTokens; ++j) load_pair(keys[j] + d, a[j], b[j], head_dim - d);
+    for (int j = 0; j < kBlockTokens; ++j) load_pair(at(keys[j], d), a[j], b[j], head_dim - d);
     add_products<kRows>(q + d, width, a, b, sums);
   }
   UNROLL
@@ -124,15 +124,15 @@ inline void add_weighted(const float* weights, const char* const* values, int nu
     for (int i = 0; i < 2 * kPairs; ++i) sums[r][i] = load(o + r * width + i * kLanes);
   }
   for (int t = 0; t < num_tokens; ++t) {
-    const T* value = reinterpret_cast<const T*>(values[t]) + first;
+    const T* value = at(reinterpret_cast<const T*>(values[t]), first);
     ahead.fetch(t);
     Vec v[2 * kPairs];
     UNROLL
-    for (int i = 0; i + 1 < kPairs; ++i) load_pair(value + i * kPair, v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i + 1 < kPairs; ++i) load_pair(at(value, i * kPair), v[2 * i], v[2 * i + 1]);
     if (tail == kPair) {
-      load_pair(value + (kPairs - 1) * kPair, v[2 * kPairs - 2], v[2 * kPairs - 1]);
+      load_pair(at(value, (kPairs - 1) * kPair), v[2 * kPairs - 2], v[2 * kPairs - 1]);
     } else {
-      load_pair(value + (kPairs - 1) * kPair, v[2 * kPairs - 2], v[2 * kPairs - 1], tail);
+      load_pair(at(value, (kPairs - 1) * kPair), v[2 * kPairs - 2], v[2 * kPairs - 1], tail);
     }
     UNROLL
     for (int r = 0; r < kRows; ++r) {

@@ -27,7 +27,7 @@ inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ah
     }
     for (int d = 0; d < width; d += kPair) {
       Vec a[kLanes], b[kLanes];
-      for (int j = 0; j < kLanes; ++j) load_pair(rows[j] + d, a[j], b[j], head_dim - d);
+      for (int j = 0; j < kLanes; ++j) load_pair(at(rows[j], d), a[j], b[j], head_dim - d);
       transpose(a);
       transpose(b);
       for (int j = 0; j < kLanes; ++j) {
@@ -46,7 +46,7 @@ inline void stage_values(const char* const* values, int num_tokens, int head_dim
     ahead.fetch(t);
     for (int d = 0; d < width; d += kPair) {
       Vec a, b;
-      load_pair(row + d, a, b, head_dim - d);
+      load_pair(at(row, d), a, b, head_dim - d);
       store(tile + d, a);
       store(tile + d + kLanes, b);
     }

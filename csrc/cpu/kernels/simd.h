@@ -3,7 +3,7 @@
 //
 //   Vec               kLanes f32: 16 (AVX-512), 8 (AVX2), 4 (any other); + - * / are the compiler's
 //   Mask              what a comparison gives
-//   Bf16 F16 F8       storage types (F8 is e4m3fn); int8_t and float are themselves
+//   Bf16 F16 F8 I4    storage types (F8 is e4m3fn, I4 two elements); int8_t and float are themselves
 //   splat load store  load(const T*) widens to f32; store narrows, to nearest even; (..., n): the first n
 //                     elements only, the rest of a loaded Vec is 0, and nothing beyond them is touched
 //   fma min max       a * b + c, rounded once where the processor can; min and max give the second
@@ -42,6 +42,9 @@ struct F16 {
 };
 struct F8 {
   uint8_t bits;
+};
+struct I4 {
+  uint8_t bits;  // of two elements: each its code + 8, the even one in the low half
 };
 
 constexpr float kInfinity = __builtin_inff();
@@ -117,6 +120,23 @@ ALWAYS_INLINE void load_pair(const T* p, Vec& a, Vec& b, int n) {
   }
 }
 
+// int4 comes by pairs of vectors only; elements beyond n are 0.
+ALWAYS_INLINE void load_pair(const I4* p, Vec& a, Vec& b) { load_codes(p, a, b); }
+ALWAYS_INLINE void load_pair(const I4* p, Vec& a, Vec& b, int n) {
+  if (n >= 2 * kLanes) return load_codes(p, a, b);
+  I4 padded[kLanes];
+  memset(padded, 0x88, sizeof(padded));
+  memcpy(padded, p, n / 2);
+  load_codes(padded, a, b);
+}
+
+// A row's element d, an even one.
+template <class T>
+ALWAYS_INLINE const T* at(const T* row, int d) {
+  return row + d;
+}
+ALWAYS_INLINE const I4* at(const I4* row, int d) { return row + d / 2; }
+
 // e^x. Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
 ALWAYS_INLINE Vec exp(Vec x) {
   x = min(splat(89.f), max(splat(-104.f), x));
@@ -169,6 +189,8 @@ inline void with_kv_type(DType dtype, const Body& body) {
       return body(int8_t());
     case DType::kF8E4M3:
       return body(F8());
+    case DType::kI4:
+      return body(I4());
     default:
       return with_float_type(dtype, body);
   }

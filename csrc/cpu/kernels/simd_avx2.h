@@ -57,6 +57,14 @@ ALWAYS_INLINE Vec load(const F8* p) { return from_f8(_mm_loadl_epi64(reinterpret
 ALWAYS_INLINE Vec load(const int8_t* p) { return from_i8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
 ALWAYS_INLINE Vec load(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
 
+ALWAYS_INLINE void load_codes(const I4* p, Vec& a, Vec& b) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), nibble = _mm_set1_epi8(15);
+  const __m128i even = _mm_and_si128(bytes, nibble), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+  const __m128i codes = _mm_sub_epi8(_mm_unpacklo_epi8(even, odd), _mm_set1_epi8(8));
+  a = from_i8(codes);
+  b = from_i8(_mm_srli_si128(codes, 8));
+}
+
 ALWAYS_INLINE void load_even_odd(const Bf16* p, Vec& even, Vec& odd) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));

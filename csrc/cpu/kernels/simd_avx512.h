@@ -56,6 +56,13 @@ ALWAYS_INLINE Vec load(const F16* p, int n) { return from_f16(_mm256_maskz_loadu
 ALWAYS_INLINE Vec load(const F8* p, int n) { return from_f8(_mm_maskz_loadu_epi8(first(n), p)); }
 ALWAYS_INLINE Vec load(const int8_t* p, int n) { return from_i8(_mm_maskz_loadu_epi8(first(n), p)); }
 
+ALWAYS_INLINE void load_codes(const I4* p, Vec& a, Vec& b) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), nibble = _mm_set1_epi8(15);
+  const __m128i even = _mm_and_si128(bytes, nibble), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble);
+  a = from_i8(_mm_sub_epi8(_mm_unpacklo_epi8(even, odd), _mm_set1_epi8(8)));
+  b = from_i8(_mm_sub_epi8(_mm_unpackhi_epi8(even, odd), _mm_set1_epi8(8)));
+}
+
 ALWAYS_INLINE void split_even_odd(__m512i bits, Vec& even, Vec& odd) {
   even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000))));

@@ -81,6 +81,12 @@ ALWAYS_INLINE Vec load(const int8_t* p) {
   return Vec{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
 }
 
+ALWAYS_INLINE void load_codes(const I4* p, Vec& a, Vec& b) {
+  const auto element = [&](int i) { return static_cast<float>((p[i / 2].bits >> i % 2 * 4 & 15) - 8); };
+  a = Vec{element(0), element(1), element(2), element(3)};
+  b = Vec{element(4), element(5), element(6), element(7)};
+}
+
 ALWAYS_INLINE void load_even_odd(const Bf16* p, Vec& even, Vec& odd) {
   even = from_bits(Bits{p[0].bits, p[2].bits, p[4].bits, p[6].bits} << 16);
   odd = from_bits(Bits{p[1].bits, p[3].bits, p[5].bits, p[7].bits} << 16);

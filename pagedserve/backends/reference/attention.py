@@ -11,10 +11,13 @@ A sink is one more key with that logit and no value: it stands in the denominato
 import torch
 from torch import Tensor
 
+from pagedserve.backends.reference.cache import unpack_int4
+
 
 def _gather(pages: Tensor, scales: Tensor | None, page_ids: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
     """A sequence's cached rows, [kv_len, num_kv_heads, head_dim]."""
-    rows = pages[page_ids].flatten(0, 1)[:kv_len].to(dtype)
+    rows = pages[page_ids].flatten(0, 1)[:kv_len]
+    rows = (unpack_int4(rows) if rows.dtype == torch.uint8 else rows).to(dtype)
     if scales is None:
         return rows
     return rows * scales[page_ids].flatten(0, 1)[:kv_len, :, None].to(dtype)

@@ -4,17 +4,35 @@
 import torch
 from torch import Tensor
 
-LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.uint8: 7.0}  # uint8 holds int4
+INT4_BIAS = 8
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Codes -7..7 [..., n] as bytes [..., n / 2]: code + 8, the even element in the low nibble."""
+    nibbles = (codes + INT4_BIAS).to(torch.uint8)
+    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """Codes [..., 2 * n] int8 of bytes [..., n]."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).to(torch.int8) - INT4_BIAS
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Codes like x and a scale per row of the last axis: value = code * scale, scale = amax / 127 or amax / 448."""
+    """Codes of x as pages hold them, and a scale per row of the last axis.
+
+    value = code * scale, scale = amax / 127 (int8), amax / 448 (float8) or amax / 7 (int4, in uint8).
+    """
     largest = LARGEST_CODE[dtype]
     x = x.to(torch.float32)
     scale = x.abs().amax(dim=-1) / largest
     scale = torch.where(scale == 0, 1.0, scale)
     codes = (x / scale[..., None]).clamp(-largest, largest)
-    return (codes.round() if dtype == torch.int8 else codes).to(dtype), scale  # both round to nearest even
+    if dtype == torch.float8_e4m3fn:
+        return codes.to(dtype), scale  # rounds to nearest even, as round() does
+    codes = codes.round().to(torch.int8)
+    return (pack_int4(codes) if dtype == torch.uint8 else codes), scale
 
 
 def _append(x: Tensor, pages: Tensor, scales: Tensor | None, slots: Tensor, taken: Tensor) -> None:
