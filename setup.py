@@ -42,7 +42,7 @@ int main() { return std::optional<int>(omp_get_max_threads()).value() < 1; }
 
 
 def sources() -> list[str]:
-    folders = (ROOT / "csrc/bind", ROOT / "csrc/cpu")
+    folders = (ROOT / "csrc/bind", ROOT / "csrc/cpu", ROOT / "csrc/plan")
     return sorted(path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*.cpp"))
 
 

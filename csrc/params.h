@@ -39,6 +39,39 @@ struct PagedAttentionParams {
   float scale;     // multiplies q . k
   float soft_cap;  // logit = cap * tanh(logit / cap); <= 0: off
   DType q_dtype;
+  void* workspace;  // [workspace_bytes]                        holds a plan_decode of this call; CUDA decode only
+  int64_t workspace_bytes;  // see csrc/plan
+  int32_t max_pages;        // of page_table
+};
+
+// The split plan of paged_decode, written into its workspace: csrc/plan says how.
+struct PlanDecodeParams {
+  const int32_t* kv_lens;  // [num_seqs]
+  void* workspace;         // [workspace_bytes], aligned to 16 bytes
+  int64_t workspace_bytes;
+  int32_t num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window;  // as in PagedAttentionParams
+  int32_t num_blocks;  // CUDA blocks that share the work, at most 1024
+};
+
+// What one block does to one strand.
+struct alignas(16) DecodeTask {
+  int32_t seq, kv_head;
+  int32_t first_row, num_rows;      // of the q_len * group_size rows
+  int32_t kv_len;                   // as planned; at least 0
+  int32_t first_split, num_splits;  // of the sequence; 0 splits: writes o = 0, lse = -inf
+  int32_t partial;                  // where its first partial goes; -1: the strand is whole, and its output is final
+  int32_t first_partial;            // of the strand; a piece whose partial this is folds its splits into it
+  int32_t num_partials;             // of the strand, to be folded in order by the piece that ends last
+  int32_t counter;                  // counts the strand's pieces that have ended
+  int32_t num_pieces;               // of the strand
+};
+
+// What a plan was made for, and how much there is of it.
+struct PlanHeader {
+  int32_t num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window;
+  int32_t num_blocks, num_tasks;
+  int64_t wanted_partials, max_partials;  // where more are wanted than possible, strands were left whole
+  int64_t work, payload;                  // tokens on the line and in a window
 };
 
 // o = sum_i exp(lse_i - lse) o_i, lse = log sum_i exp(lse_i), over the leading axis, in its order.

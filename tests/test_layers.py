@@ -122,7 +122,8 @@ def include_violations(text: str, path: Path) -> list[str]:
     """What a C++ file may not include, of text standing at path."""
     csrc = ROOT / "csrc"
     in_bind = csrc / "bind" in path.parents
-    folders = {csrc / "cpu", csrc / "bind"} if in_bind else {csrc / "cpu"}
+    own = csrc / path.relative_to(csrc).parts[0]
+    folders = {own, csrc / "cpu", csrc / "plan"} if in_bind else {own}
     found = []
     for quoted, angled in INCLUDE.findall(text):
         if quoted:

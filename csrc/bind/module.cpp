@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of pagedserve. Nothing here checks its arguments: call pagedserve.ops.";
   pagedserve::bind::bind_machine(m);
   pagedserve::bind::bind_ops(m);
+  pagedserve::bind::bind_plan(m);
   pagedserve::bind::bind_weights(m);
   pagedserve::bind::bind_program(m);
 }

@@ -77,7 +77,10 @@ void bind_params(py::module_& m) {
       .field("window", &PagedAttentionParams::window)
       .field("scale", &PagedAttentionParams::scale)
       .field("soft_cap", &PagedAttentionParams::soft_cap)
-      .field("q_dtype", &PagedAttentionParams::q_dtype);
+      .field("q_dtype", &PagedAttentionParams::q_dtype)
+      .field("workspace", &PagedAttentionParams::workspace)
+      .field("workspace_bytes", &PagedAttentionParams::workspace_bytes)
+      .field("max_pages", &PagedAttentionParams::max_pages);
 
   ParamsClass<MergeStatesParams>(m, "MergeStatesParams")
       .field("states", &MergeStatesParams::states)

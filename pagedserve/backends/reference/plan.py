@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The split plan of a CUDA decode, the definition: lays every split on the line and asks each where it stands."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import torch
+from torch import Tensor
+
+from pagedserve.specs.plan_layout import (
+    MAX_BLOCKS,
+    PIECE_COST,
+    SPLIT_TOKENS,
+    TASK_FIELDS,
+    PlanLayout,
+    Rows,
+    ceil_div,
+)
+
+
+def strand_splits(length: int, q_len: int, window: int) -> tuple[int, int]:
+    """The splits that any of a sequence's queries sees: first and end."""
+    first = max(length - q_len - window + 1, 0) // SPLIT_TOKENS if window > 0 and length > 0 else 0
+    return first, ceil_div(max(length, 0), SPLIT_TOKENS)
+
+
+def plan_decode(
+    kv_lens: Tensor,
+    workspace: Tensor,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_len: int,
+    window: int,
+    num_blocks: int,
+) -> None:
+    """Writes header, task_starts, counters, cuts, partial_starts, seq_starts and tasks; partials stay as they are."""
+    rows = Rows.of(num_q_heads, num_kv_heads, head_dim, q_len)
+    num_seqs, strands_of_seq = len(kv_lens), num_kv_heads * rows.num_tiles
+    layout = PlanLayout.of(num_seqs, num_q_heads, num_kv_heads, head_dim, q_len)
+    max_partials = layout.max_partials(workspace.numel())
+
+    # The line: where sequences, strands and splits begin.
+    lens = [max(length, 0) for length in kv_lens.tolist()]
+    spans = [strand_splits(length, q_len, window) for length in lens]
+    works = [length - first * SPLIT_TOKENS + PIECE_COST for length, (first, _) in zip(lens, spans, strict=True)]
+    seq_starts, starts = [0], []  # starts: of every split, by strand; a strand without splits has one start
+    for work, (first, end) in zip(works, spans, strict=True):
+        for strand in range(strands_of_seq):
+            begin = seq_starts[-1] + strand * work
+            starts.append([begin + i * SPLIT_TOKENS for i in range(max(end - first, 1))])
+        seq_starts.append(seq_starts[-1] + strands_of_seq * work)
+    payload = max(ceil_div(seq_starts[-1], num_blocks), SPLIT_TOKENS)
+    blocks = [[start // payload for start in strand] for strand in starts]
+
+    # Cuts and partials, then strands that there is no room to cut.
+    lasts = [strand[-1] for strand in starts]
+    cuts = []
+    for position in range(0, (num_blocks + 1) * payload, payload):
+        strand = bisect_left(lasts, position)
+        cuts.append((strand, bisect_left(starts[strand], position) if strand < len(starts) else 0))
+    partial_starts = [0]
+    for block in range(num_blocks):
+        cut = [where for where in blocks if where[0] == block != where[-1]]
+        partial_starts.append(partial_starts[-1] + sum(1 + sum(other != block for other in where) for where in cut))
+    for where in blocks:
+        if where[0] != where[-1] and partial_starts[where[0] + 1] > max_partials:
+            where[:] = [where[0]] * len(where)
+
+    tasks: list[list[tuple[int, ...]]] = [[] for _ in range(num_blocks)]
+    for number, where in enumerate(blocks):
+        seq, in_seq = divmod(number, strands_of_seq)
+        kv_head, tile = divmod(in_seq, rows.num_tiles)
+        first_row = tile * rows.tile_rows
+        row_span = (first_row, min(rows.tile_rows, rows.num_rows - first_row))
+        folded = where.count(where[0])
+        num_pieces, num_splits = len(set(where)), spans[seq][1] - spans[seq][0]
+        for block in sorted(set(where)):
+            first, count = where.index(block), where.count(block) if num_splits else 0
+            merge = (-1, -1, 0, -1, 1)
+            if num_pieces > 1:
+                base = partial_starts[where[0]]
+                own = base if first == 0 else base + first - folded + 1
+                merge = (own, base, num_splits - folded + 1, where[0], num_pieces)
+            tasks[block].append((seq, kv_head, *row_span, lens[seq], spans[seq][0] + first, count, *merge))
+
+    flat = [task for block in tasks for task in block]
+    ends = torch.tensor([0, *map(len, tasks)]).cumsum(0)
+    header = (num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks, len(flat))
+    _write(workspace, 0, torch.tensor(header, dtype=torch.int32))
+    _write(workspace, 32, torch.tensor((partial_starts[-1], max_partials, seq_starts[-1], payload)))
+    _write(workspace, layout.task_starts, ends.to(torch.int32))
+    _write(workspace, layout.counters, torch.zeros(MAX_BLOCKS, dtype=torch.int32))
+    _write(workspace, layout.cuts, torch.tensor(cuts, dtype=torch.int32))
+    _write(workspace, layout.partial_starts, torch.tensor(partial_starts))
+    _write(workspace, layout.seq_starts, torch.tensor(seq_starts))
+    _write(workspace, layout.tasks, torch.tensor(flat, dtype=torch.int32).view(-1, len(TASK_FIELDS)))
+
+
+def _write(workspace: Tensor, offset: int, values: Tensor) -> None:
+    data = values.contiguous().view(torch.uint8).flatten()
+    workspace[offset : offset + len(data)] = data.to(workspace.device)

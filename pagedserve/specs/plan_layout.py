@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a workspace of paged_decode holds, and how large it must be. csrc/plan/decode_plan.h has the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SPLIT_TOKENS = 256
+PIECE_COST = 64  # tokens
+MAX_BLOCKS = 1024
+ALIGNMENT = 128
+TASK_FIELDS = (
+    "seq", "kv_head", "first_row", "num_rows", "kv_len", "first_split", "num_splits", "partial", "first_partial",
+    "num_partials", "counter", "num_pieces",
+)  # fmt: skip
+TASK_BYTES = 4 * len(TASK_FIELDS)
+HEADER_INTS = ("num_seqs", "num_q_heads", "num_kv_heads", "head_dim", "q_len", "window", "num_blocks", "num_tasks")
+HEADER_LONGS = ("wanted_partials", "max_partials", "work", "payload")
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the q_len * group_size rows of a sequence and KV head are cut into tiles."""
+
+    num_rows: int
+    num_tiles: int
+    tile_rows: int
+
+    @staticmethod
+    def of(num_q_heads: int, num_kv_heads: int, head_dim: int, q_len: int) -> Rows:
+        num_rows = num_q_heads // num_kv_heads * q_len
+        num_tiles = ceil_div(num_rows, 32 if head_dim <= 128 else 16)
+        return Rows(num_rows, num_tiles, ceil_div(ceil_div(num_rows, num_tiles), 8) * 8)
+
+
+@dataclass(frozen=True)
+class PlanLayout:
+    """Where the parts of a workspace begin, in bytes; all but the tasks and partials are small."""
+
+    task_starts: int
+    counters: int
+    cuts: int
+    partial_starts: int
+    seq_starts: int
+    tasks: int
+    partials: int
+    partial_bytes: int
+
+    @staticmethod
+    def of(num_seqs: int, num_q_heads: int, num_kv_heads: int, head_dim: int, q_len: int = 1) -> PlanLayout:
+        rows = Rows.of(num_q_heads, num_kv_heads, head_dim, q_len)
+        num_strands = num_seqs * num_kv_heads * rows.num_tiles
+        sizes = (
+            4 * 8 + 8 * 4,  # header
+            4 * (MAX_BLOCKS + 1),
+            4 * MAX_BLOCKS,
+            8 * (MAX_BLOCKS + 1),
+            8 * (MAX_BLOCKS + 1),
+            8 * (num_seqs + 1),
+            TASK_BYTES * (num_strands + MAX_BLOCKS),
+        )
+        offsets = [0]
+        for size in sizes:
+            offsets.append(offsets[-1] + ceil_div(size, ALIGNMENT) * ALIGNMENT)
+        _, task_starts, counters, cuts, partial_starts, seq_starts, tasks, partials = offsets
+        partial_bytes = 4 * rows.tile_rows * (head_dim + 2)
+        return PlanLayout(task_starts, counters, cuts, partial_starts, seq_starts, tasks, partials, partial_bytes)
+
+    def max_partials(self, workspace_bytes: int) -> int:
+        """Partials that a workspace has room for; below 0: it cannot hold a plan."""
+        left = workspace_bytes - self.partials
+        return -1 if left < 0 else min(left // self.partial_bytes, 2**31 - 1)
+
+
+def workspace_bytes(
+    max_seqs: int, num_q_heads: int, num_kv_heads: int, head_dim: int, *, max_kv_tokens: int, q_len: int = 1
+) -> int:
+    """Bytes of a workspace in which a plan never lacks a partial.
+
+    A strand that is cut has at least two splits, so at least 257 tokens, and at most as many partials as splits. So
+    n cut sequences of t tokens in all have at most (t + 255 n) / 256 partials a strand, and n is at most t / 257.
+
+    Args:
+        max_seqs: sequences of a call, at most.
+        max_kv_tokens: the sum of kv_lens that is planned for. More is legal: then some sequences stay whole, and the
+            call takes longer.
+    """
+    layout = PlanLayout.of(max_seqs, num_q_heads, num_kv_heads, head_dim, q_len)
+    cut_seqs = min(max_seqs, max_kv_tokens // (SPLIT_TOKENS + 1))
+    splits = (max_kv_tokens + (SPLIT_TOKENS - 1) * cut_seqs) // SPLIT_TOKENS if cut_seqs else 0
+    strands = num_kv_heads * Rows.of(num_q_heads, num_kv_heads, head_dim, q_len).num_tiles
+    return layout.partials + splits * strands * layout.partial_bytes

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Properties of the plan that the host makes: every split once, balance, room, and the same bytes as the oracle."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pagedserve.backends.reference import plan as reference
+from pagedserve.specs.plan_layout import MAX_BLOCKS, PIECE_COST, SPLIT_TOKENS, PlanLayout, Rows
+from tests.plan.plans import Shape, Task, enough, host_plan, plan_on_host, poisoned, read
+
+SHAPES = st.builds(
+    lambda group, num_kv_heads, *more: Shape(group * num_kv_heads, num_kv_heads, *more),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.sampled_from([16, 128, 136, 256]),
+    st.integers(1, 16),
+    st.sampled_from([0, 0, 1, 255, 256, 257, 5000]),
+)
+LENGTH = st.one_of(
+    st.sampled_from([0, -1, -(2**31), 1, 255, 256, 257, 512, 1 << 14]), st.integers(1, 3000), st.integers(1, 20_000)
+)
+LENS = st.lists(LENGTH, max_size=9)
+BLOCKS = st.integers(1, 40)
+some = settings(max_examples=80, deadline=None)
+
+
+def pieces_by_strand(blocks: list[list[Task]]) -> dict[tuple[int, int, int], list[tuple[int, Task]]]:
+    found = defaultdict(list)
+    for block, tasks in enumerate(blocks):
+        for task in tasks:
+            found[task.seq, task.kv_head, task.first_row].append((block, task))
+    return found
+
+
+def check_every_split_once(shape: Shape, lens: list[int], blocks: list[list[Task]]) -> None:
+    rows = Rows.of(shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len)
+    found = pieces_by_strand(blocks)
+    assert len(found) == len(lens) * shape.num_kv_heads * rows.num_tiles
+    covered = defaultdict(int)
+    for (seq, kv_head, _), pieces in found.items():
+        first, end = reference.strand_splits(lens[seq], shape.q_len, shape.window)
+        splits = [s for _, t in pieces for s in range(t.first_split, t.first_split + t.num_splits)]
+        assert splits == list(range(first, end))
+        assert all(task.kv_len == max(lens[seq], 0) for _, task in pieces)
+        assert len({(task.first_row, task.num_rows) for _, task in pieces}) == 1
+        assert len({block for block, _ in pieces}) == len(pieces)
+        assert all(task.num_splits > 0 for _, task in pieces) or len(pieces) == 1
+        covered[seq, kv_head] += pieces[0][1].num_rows
+    assert set(covered.values()) <= {rows.num_rows}
+
+
+def check_partials(blocks: list[list[Task]], max_partials: int) -> None:
+    """Slots are used once, lie in the workspace, and stand in split order behind the fold."""
+    used, counters = [], []
+    for pieces in pieces_by_strand(blocks).values():
+        whole = pieces[0][1]
+        if len(pieces) == 1:
+            assert (whole.partial, whole.first_partial, whole.num_partials) == (-1, -1, 0)
+            assert (whole.counter, whole.num_pieces) == (-1, 1)
+            continue
+        counters.append(whole.counter)
+        base, folded = whole.first_partial, whole.num_splits
+        written = [base]
+        assert whole.partial == base
+        for _, task in pieces[1:]:
+            assert task.partial == base + 1 + task.first_split - whole.first_split - folded
+            written += range(task.partial, task.partial + task.num_splits)
+        assert written == list(range(base, base + whole.num_partials))
+        assert {(t.first_partial, t.num_partials, t.counter, t.num_pieces) for _, t in pieces} == {
+            (base, len(written), whole.counter, len(pieces))
+        }
+        used += written
+    assert len(set(used)) == len(used)
+    assert all(0 <= slot < max_partials for slot in used)
+    assert len(set(counters)) == len(counters)
+    assert all(0 <= counter < MAX_BLOCKS for counter in counters)
+
+
+def load(task: Task) -> int:
+    end = min((task.first_split + task.num_splits) * SPLIT_TOKENS, task.kv_len)
+    return end - task.first_split * SPLIT_TOKENS + PIECE_COST if task.num_splits else PIECE_COST
+
+
+@some
+@given(SHAPES, LENS, BLOCKS)
+@example(Shape(), [1 << 20, 1, 0, -1, 3_000_000], 39)
+@example(Shape(4, 1, q_len=2, window=300), [1_100_000, 5], 7)
+def test_every_split_is_done_once_and_loads_are_even(shape, lens, num_blocks):
+    plan = host_plan(shape, lens, num_blocks)
+    check_every_split_once(shape, lens, plan.blocks)
+    check_partials(plan.blocks, plan.header["max_partials"])
+    work = sum(load(task) for tasks in plan.blocks for task in tasks)
+    least = max(-(-work // num_blocks), SPLIT_TOKENS)
+    heaviest = max(sum(map(load, tasks)) for tasks in plan.blocks)
+    assert heaviest <= plan.header["payload"] + SPLIT_TOKENS + PIECE_COST <= least + SPLIT_TOKENS + PIECE_COST
+
+
+@some
+@given(SHAPES, LENS, BLOCKS)
+def test_a_workspace_of_its_bytes_never_lacks_a_partial(shape, lens, num_blocks):
+    header = host_plan(shape, lens, num_blocks).header
+    assert header["wanted_partials"] <= header["max_partials"]
+
+
+@some
+@given(SHAPES, LENS, BLOCKS, st.integers(0, 60))
+def test_too_few_partials_leave_strands_whole(shape, lens, num_blocks, max_partials):
+    layout = PlanLayout.of(len(lens), shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len)
+    plan = host_plan(shape, lens, num_blocks, layout.partials + max_partials * layout.partial_bytes)
+    assert plan.header["max_partials"] == max_partials
+    check_every_split_once(shape, lens, plan.blocks)
+    check_partials(plan.blocks, max_partials)
+
+
+@some
+@given(SHAPES, LENS, BLOCKS, st.sampled_from([0, 5, None]))
+def test_the_oracle_gives_the_same_bytes(shape, lens, num_blocks, max_partials):
+    layout = PlanLayout.of(len(lens), shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len)
+    size = enough(shape, lens) if max_partials is None else layout.partials + max_partials * layout.partial_bytes
+    got, want = poisoned(size), poisoned(size)
+    assert plan_on_host(shape, lens, num_blocks, got)
+    heads = shape.num_q_heads, shape.num_kv_heads, shape.head_dim
+    kv_lens = torch.tensor(lens, dtype=torch.int32)
+    reference.plan_decode(kv_lens, want, *heads, shape.q_len, shape.window, num_blocks)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 1024])
+def test_the_longest_lengths_fit_the_arithmetic(num_blocks):
+    shape, lens = Shape(71, 1, q_len=16), [2**31 - 1] * 64
+    layout = PlanLayout.of(len(lens), 71, 1, 16, 16)
+    workspace = poisoned(layout.partials)  # no partial at all: the tasks are few
+    assert plan_on_host(shape, lens, num_blocks, workspace)
+    plan = read(shape, len(lens), workspace)
+    tiles = Rows.of(71, 1, 16, 16).num_tiles
+    assert plan.header["work"] == 64 * tiles * (2**31 - 1 + PIECE_COST)
+    assert plan.header["num_tasks"] == 64 * tiles
+    assert {task.num_splits for tasks in plan.blocks for task in tasks} == {2**23}
+
+
+def test_a_workspace_too_small_for_a_plan_is_refused_untouched():
+    shape, lens = Shape(), [300] * 5
+    workspace = poisoned(PlanLayout.of(5, 8, 2, 16).partials - 1)
+    assert not plan_on_host(shape, lens, 3, workspace)
+    assert torch.equal(workspace, poisoned(len(workspace)))
+
+
+def test_blocks_without_work_have_no_task():
+    plan = host_plan(Shape(2, 1), [256], 100)
+    assert [len(tasks) for tasks in plan.blocks] == [1] + [0] * 99
+    assert host_plan(Shape(), [], 4).blocks == [[], [], [], []]
+
+
+def test_a_long_sequence_keeps_every_block_busy():
+    """1 x 32K tokens, 8 KV heads, 132 blocks: 1,024 splits, so 7 or 8 a block."""
+    plan = host_plan(Shape(32, 8), [1 << 15], 132)
+    counts = [sum(task.num_splits for task in tasks) for tasks in plan.blocks]
+    assert sum(counts) == 1024
+    assert set(counts[:-1]) <= {7, 8, 9}
+
+
+def test_plans_do_not_depend_on_what_stood_in_the_workspace():
+    shape, lens = Shape(), [5000, 0, 700]
+    first, second = poisoned(enough(shape, lens)), torch.zeros(enough(shape, lens), dtype=torch.uint8)
+    for workspace in (first, second):
+        assert plan_on_host(shape, [9000, 8, 8], 11, workspace)
+        assert plan_on_host(shape, lens, 11, workspace)
+    plans = [read(shape, 3, workspace) for workspace in (first, second)]
+    assert plans[0] == plans[1]
+
+
+def test_a_plan_cuts_but_never_reorders():
+    """Whatever the number of blocks, a strand is its first piece's splits folded, then one split at a time."""
+    shape, lens = Shape(3, 1), [20_000, 300, 77_777]
+    for num_blocks in (1, 2, 13, 60):
+        for pieces in pieces_by_strand(host_plan(shape, lens, num_blocks).blocks).values():
+            order = list(itertools.chain(*(range(t.first_split, t.first_split + t.num_splits) for _, t in pieces)))
+            assert order == sorted(order)
+            assert [block for block, _ in pieces] == sorted(block for block, _ in pieces)
