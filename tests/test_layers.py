@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "memory": {"torch"},
     "scheduling": set(),
     "specs": set(),
-    "backends": {"specs", "_C", "torch"},
+    "backends": {"specs", "_C", "emulate", "torch"},
     "ops": {"specs", "torch", "numpy"},
     "cache": {"ops", "torch"},
     "models": {"ops", "cache", "torch", "numpy", "tokenizers", "safetensors", "jinja2"},
     "engine": {"scheduling", "cache", "models", "ops", "torch", "numpy"},
+    "emulate": {"ops", "specs", "torch", "numpy"},
     "cli": ANY,
     "__init__": ANY,
     "__main__": ANY,
@@ -118,24 +119,41 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
 FOREIGN = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h|cuda)")
 
 
+# Beside the own folder and the standard library. A name with a dot is one file.
+MAY_INCLUDE = {
+    "target": set(),
+    "parts": {"target"},
+    "kernels": {"params.h", "parts", "target"},
+    "launch": {"params.h", "kernels", "parts", "target", "plan"},
+    "plan": {"params.h", "kernels", "parts", "target"},
+    "cpu": {"params.h"},
+    "bind": {"params.h", "cpu", "launch", "plan"},
+}
+TOOLKIT = {"target", "bind"}  # may include the CUDA toolkit's headers
+
+
 def include_violations(text: str, path: Path) -> list[str]:
     """What a C++ file may not include, of text standing at path."""
     csrc = ROOT / "csrc"
-    in_bind = csrc / "bind" in path.parents
-    own = csrc / path.relative_to(csrc).parts[0]
-    folders = {own, csrc / "cpu", csrc / "plan"} if in_bind else {own}
+    own = path.relative_to(csrc).parts[0] if csrc in path.parents else "tests"
     found = []
     for quoted, angled in INCLUDE.findall(text):
         if quoted:
             target = (path.parent / quoted).resolve()
-            if target != csrc / "params.h" and not folders & set(target.parents):
+            wanted = target.relative_to(csrc).parts[0] if csrc in target.parents else "tests"
+            if wanted != own and own in MAY_INCLUDE and wanted not in MAY_INCLUDE[own]:
                 found.append(f"{path.name} includes {quoted}")
-        elif FOREIGN.match(angled) and not (in_bind and angled.startswith("pybind11")):
-            found.append(f"{path.name} includes <{angled}>")
+        elif FOREIGN.match(angled):
+            own_toolkit = angled.startswith("cuda") and own in TOOLKIT
+            if not own_toolkit and not (angled.startswith("pybind11") and own == "bind"):
+                found.append(f"{path.name} includes <{angled}>")
     return found
 
 
-CPP = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp"))
+CPP_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
+CPP = sorted(
+    path for path in (ROOT / "csrc").rglob("*") if path.suffix in CPP_SUFFIXES and path != ROOT / "csrc/params.h"
+)
 
 
 @pytest.mark.parametrize("path", CPP, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -144,25 +162,32 @@ def test_includes_keep_to_the_rule(path):
 
 
 def test_planted_includes_are_found():
-    cpu, bind = ROOT / "csrc/cpu/planted.h", ROOT / "csrc/bind/planted.h"
+    csrc = ROOT / "csrc"
+    cpu, bind, target, kernel = (csrc / f"{name}/planted.h" for name in ("cpu", "bind", "target", "kernels/attention"))
     assert include_violations("#include <torch/extension.h>", bind)
     assert include_violations("#include <pybind11/pybind11.h>", cpu)
     assert include_violations('#include "../bind/bind.h"', cpu)
+    assert include_violations("#include <cuda_bf16.h>", kernel)
+    assert include_violations('#include "../params.h"', target)
+    assert include_violations('#include "../../launch/launch.h"', kernel)
     assert not include_violations('#include <vector>\n#include "../params.h"\n#include "isa.h"', cpu)
+    assert not include_violations('#include "../../params.h"\n#include "../../target/target.cuh"', kernel)
+    assert not include_violations("#include <cuda_runtime.h>", target)
 
 
 SOURCES = sorted(
     path
     for folder in ("pagedserve", "csrc", "tests", "bench")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in (".py", ".pyi", ".h", ".cpp") and "__pycache__" not in path.parts
+    if path.suffix in (".py", ".pyi", *CPP_SUFFIXES) and "__pycache__" not in path.parts
 ) + [ROOT / "setup.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_source_is_short_and_says_its_licence(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    limit = 600 if ROOT / "csrc/cpu/kernels" in path.parents else 400
+    kernels = (ROOT / "csrc/cpu/kernels", ROOT / "csrc/kernels", ROOT / "csrc/target")
+    limit = 600 if any(folder in path.parents for folder in kernels) else 400
     assert len(lines) <= limit
     assert lines[0] in ("# SPDX-License-Identifier: Apache-2.0", "// SPDX-License-Identifier: Apache-2.0")
     assert max(map(len, lines)) <= 120
