@@ -74,14 +74,18 @@ def run_ops(args: argparse.Namespace, console: Console) -> int:
                 continue
             rows.append(row | {"command": ops.repro(case, args.backend, args.peer, args.threads, args.grid)})
     roof = roof.best(roofline.measure(args.threads))
-    rows = report.signed([ops.under_roof(row, roof) for row in rows], signature)
+    rows = [ops.under_roof(row, roof) for row in rows]
     console.print(roofline.describe(roof))
     if rows:
         report.show(rows, ops.COLUMNS, title=f"{signature['cpu']}, {args.threads} threads", console=console)
         console.print(ops.DEFINITIONS)
     for line in refused:
         console.print(f"[yellow]not run: {line}[/yellow]", highlight=False)
-    files = [] if args.no_save or not rows else report.save(rows, "ops")
+    sheet = report.Sheet("ops", signature)
+    if not args.no_save:
+        for row in rows:  # now, for a share of the roof takes the best of what was measured before and after
+            sheet.add(row)
+    files = sheet.files
     if args.plot and rows:
         bars = {f"{row['op']}\n{row['case']}": {args.backend: row["roof_percent"]} for row in rows}
         files.append(

@@ -12,8 +12,8 @@ from bench.workload import Request
 
 DEFINITIONS = """\
 drift KL: mean over positions of sum p log(p / q), p the float32 distribution of the next token (transformers, weights
-dequantised), q the engine's, in nats, where the engine exposes its logits. agrees: share of 32
-positions of each text at which the engine's greedy token is float32's."""
+dequantised), q the engine's, in nats, where the engine exposes its logits. agrees: share of 32 positions of each text
+at which the engine's greedy token is float32's."""
 
 
 def log_softmax(logits: numpy.ndarray) -> numpy.ndarray:

@@ -11,9 +11,13 @@ from bench.workload import Record
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request with two tokens or more.
 prompt tok/s: prompt tokens of the first request of every user / the time until the last of them has its first token.
-decode tok/s: tokens out from then until the first of them is complete / that time: all users decode, nobody waits.
+decode tok/s: tokens out from then until the first of them is complete / that time: all users decode, nobody waits. It
+is given where users have 8 tokens each or more in that time; context: tokens behind a query then, on average.
 output tok/s: all output tokens / the time of the whole run. Every request generates exactly the asked number of tokens.
 Open loop: Poisson arrivals at a rate; TTFT counts from when a request was due, whether the engine looked or not."""
+
+
+LEAST_TOKENS = 8  # of each user, while all decode: fewer are a few steps, and say nothing
 
 
 def ttft_s(record: Record) -> float:
@@ -58,11 +62,21 @@ def first_wave(records: Sequence[Record]) -> list[Record]:
 
 
 def wave_rates(wave: Sequence[Record]) -> dict[str, float | None]:
-    """Prompt and decode rates of requests that started together; decode is None where they never decode together."""
+    """Prompt and decode rates of requests that started together; no decode rate where they hardly decode together."""
     all_started_s = max(record.token_s[0] for record in wave)
     first_done_s = min(record.token_s[-1] for record in wave)
-    prompt_rate = sum(record.num_prompt_tokens for record in wave) / all_started_s
-    if first_done_s <= all_started_s:
-        return {"prompt_tok_per_s": prompt_rate, "decode_tok_per_s": None}
-    together = sum(all_started_s < t <= first_done_s for record in wave for t in record.token_s)
-    return {"prompt_tok_per_s": prompt_rate, "decode_tok_per_s": together / (first_done_s - all_started_s)}
+    rates: dict[str, float | None] = {
+        "prompt_tok_per_s": sum(record.num_prompt_tokens for record in wave) / all_started_s,
+        "decode_tok_per_s": None,
+        "decode_context": None,
+    }
+    contexts = [
+        record.num_prompt_tokens + place  # of the query that made token `place`, itself included
+        for record in wave
+        for place, time_s in enumerate(record.token_s)
+        if all_started_s < time_s <= first_done_s
+    ]
+    if len(contexts) >= len(wave) * LEAST_TOKENS:
+        rates["decode_tok_per_s"] = len(contexts) / (first_done_s - all_started_s)
+        rates["decode_context"] = sum(contexts) / len(contexts)
+    return rates

@@ -109,19 +109,38 @@ def signed(rows: Sequence[Mapping[str, Any]], signature: Row) -> list[Row]:
     return [{**row, **{name: row.get(name, signature[name]) for name in SIGNATURE}} for row in rows]
 
 
-def save(rows: Sequence[Row], name: str, folder: Path = RESULTS) -> list[Path]:
-    """Writes rows as JSON lines and as CSV, in new files named by the run and its date; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = str(rows[0]["date"]).replace(":", "").replace("+0000", "Z") if rows else "empty"
-    stem = folder / f"{name}-{stamp}"
-    lines, table = stem.with_suffix(".jsonl"), stem.with_suffix(".csv")
-    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return [lines, table]
+class Sheet:
+    """Rows on disk as they are measured: what ends a run early takes none of those it had.
+
+    Args:
+        name: of the run; with its date it names the files.
+        signature: what `sign` made; every row carries it.
+    """
+
+    def __init__(self, name: str, signature: Row, folder: Path = RESULTS) -> None:
+        stamp = str(signature["date"]).replace(":", "").replace("+0000", "Z")
+        self.rows: list[Row] = []
+        self._signature = signature
+        self._lines = folder / f"{name}-{stamp}.jsonl"
+        self._table = self._lines.with_suffix(".csv")
+
+    @property
+    def files(self) -> list[Path]:
+        return [self._lines, self._table] if self.rows else []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Signs a row and writes it, as a JSON line and into the CSV; the files begin with the first."""
+        self.rows += signed([row], self._signature)
+        self._lines.parent.mkdir(parents=True, exist_ok=True)
+        with self._lines.open("a" if len(self.rows) > 1 else "w") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        part = self._table.with_suffix(".csv.part")  # a later row may bring new columns: the CSV is written anew
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        part.replace(self._table)
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str, console: Console) -> None:
@@ -150,13 +169,20 @@ def plot_bars(
     groups: Mapping[str, Mapping[str, float]], path: Path, *, title: str, y_label: str, roof: float | None = None
 ) -> Path:
     """Saves bars: one group on the x axis per key of groups, one bar per name inside; roof as a dashed line."""
-    import matplotlib
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_bars(groups, title=title, y_label=y_label, roof=roof).savefig(path, dpi=120)
+    return path
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def draw_bars(groups: Mapping[str, Mapping[str, float]], *, title: str, y_label: str, roof: float | None = None) -> Any:
+    """The matplotlib figure that plot_bars saves; its legend stands below the axes, over no bar."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 1.2 * len(groups) * max(1, len(names) / 3)), 4.5))
+    figure = Figure(figsize=(max(7.0, 1.2 * len(groups) * max(1, len(names) / 3)), 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     width = 0.8 / max(len(names), 1)
     for index, name in enumerate(names):
         places = [place + index * width for place, bars in enumerate(groups.values()) if name in bars]
@@ -166,9 +192,5 @@ def plot_bars(
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], list(groups), rotation=20, ha="right")
     axes.set_ylabel(y_label)
     axes.set_title(title)
-    axes.legend()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return path
+    figure.legend(loc="outside lower center", ncols=max(1, min(3, len(names))), frameon=False)
+    return figure

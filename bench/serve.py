@@ -7,13 +7,14 @@ import argparse
 import random
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import drift, metrics, report
 from bench.peers import PEERS, US, Peer, chosen
@@ -27,6 +28,7 @@ DEFAULT_WORKLOADS = (
     "closed:32x128+64",
     "closed:64x128+64",
     "closed:32x1024+64",
+    "closed:32x1024+256",  # long enough for all to decode at once, once every prompt is through
     "open:2x128+64",
     "open:4x128+64",
 )
@@ -36,6 +38,7 @@ COLUMNS = {
     "precision": "precision",
     "prompt_tok_per_s": "prompt tok/s",
     "decode_tok_per_s": "decode tok/s",
+    "decode_context": "context",
     "output_tok_per_s": "output tok/s",
     "ttft_p50_ms": "TTFT p50 ms",
     "ttft_p99_ms": "p99",
@@ -121,10 +124,9 @@ def start(peer: Peer, variant: str, model: str, threads: int) -> Contender:
 
 def run_workload(
     contenders: Sequence[Contender], workload: Workload, prompts: Prompts, args: argparse.Namespace, repeat: int
-) -> list[report.Row]:
-    """One row per engine; all get the same requests. An engine that fails is named in its row and goes on."""
+) -> Iterator[report.Row]:
+    """One row per engine, as each is done; all get the same requests. One that fails says so in its row and goes on."""
     requests = workload.requests(prompts, rounds=args.rounds, open_s=args.open_s, seed=repeat)
-    rows = []
     for contender in contenders:
         row: report.Row = {
             "bench": "serve",
@@ -138,8 +140,7 @@ def run_workload(
             row |= metrics.figures(records, closed=workload.is_closed)
         except PeerError as error:
             row["error"] = str(error)
-        rows.append({**row, **contender.drift})
-    return rows
+        yield {**row, **contender.drift}
 
 
 def measure_drift(contenders: Sequence[Contender], windows: Sequence[Sequence[int]], model: str, threads: int) -> str:
@@ -241,26 +242,53 @@ def _measure(
         if problem:
             console.print(f"[yellow]{problem}[/yellow]", highlight=False)
     contenders = warm_up(contenders, prompts)
+    sheet = report.Sheet("serve", signature)
     rows: list[report.Row] = []
-    for repeat in range(args.repeats):
-        for workload in workloads:
-            console.print(f"running {workload.text} ...", highlight=False)
-            rows += run_workload(contenders, workload, prompts, args, repeat)
+    for row in measured(contenders, workloads, prompts, args, console):
+        rows.append(row)
+        if not args.no_save:
+            sheet.add(row)
     for workload in workloads:
         mine = [row for row in medians(rows) if row["workload"] == workload.text]
         title = f"{workload.text} on {signature['cpu']}, {args.threads} threads"
         report.show(mine, COLUMNS, title=title, console=console)
-    for row in rows:
-        if "error" in row:
-            console.print(f"[yellow]{row['workload']}: {row['error']}[/yellow]", highlight=False)
     console.print(metrics.DEFINITIONS + "\n" + drift.DEFINITIONS)
-    if rows and not args.no_save:
-        files = report.save(report.signed(rows, signature), "serve")
-        if args.plot:
-            files.append(_plot(medians(rows), files[0].with_suffix(".png"), signature["cpu"]))
-        for file in files:
-            console.print(f"wrote {file}")
+    files = sheet.files
+    if files and args.plot:
+        files.append(_plot(medians(rows), files[0].with_suffix(".png"), signature["cpu"]))
+    for file in files:
+        console.print(f"wrote {file}")
     return 0 if rows else 1
+
+
+def measured(
+    contenders: Sequence[Contender],
+    workloads: Sequence[Workload],
+    prompts: Prompts,
+    args: argparse.Namespace,
+    console: Console,
+) -> Iterator[report.Row]:
+    """The rows of a whole run, each as it comes, with a line on the terminal and a bar of those to come."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("", total=args.repeats * len(workloads) * len(contenders))
+        for repeat in range(args.repeats):
+            for workload in workloads:
+                progress.update(bar, description=workload.text)
+                for row in run_workload(contenders, workload, prompts, args, repeat):
+                    progress.advance(bar)
+                    console.print(line_of(row), highlight=False, markup=False)
+                    yield row
+
+
+def line_of(row: report.Row) -> str:
+    """A row's figures in one line, or its error."""
+    figures = [
+        f"{report.text_of(row[key])} {COLUMNS[key]}"
+        for key in ("prompt_tok_per_s", "decode_tok_per_s", "output_tok_per_s")
+        if row.get(key) is not None
+    ]
+    return f"{row['workload']}  {row['engine']}: {row.get('error') or ', '.join(figures)}"
 
 
 def _plot(rows: Sequence[report.Row], path: Path, machine: str) -> Path:

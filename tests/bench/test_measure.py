@@ -67,18 +67,23 @@ def test_roofs_are_measured_and_torch_keeps_its_threads():
     assert "read" in roofline.describe(roof)
 
 
-def test_every_row_is_signed_and_saved(tmp_path):
+def test_every_row_is_signed_and_saved_as_it_comes(tmp_path):
     signature = report.sign(2, "python -m bench ops")
-    rows = report.signed([{"us": 1.5, "case": "a"}, {"us": 2.0, "case": "b", "command": "its own"}], signature)
-    for row in rows:
+    sheet = report.Sheet("ops", signature, tmp_path / "new")
+    assert sheet.files == []
+    rows = [{"us": 1.5, "case": "a"}, {"us": 2.0, "case": "b", "command": "its own", "error": "none"}]
+    for count, row in enumerate(rows, 1):
+        sheet.add(row)
+        lines, table = sheet.files
+        assert [json.loads(line) for line in lines.read_text().splitlines()] == sheet.rows
+        with table.open() as file:
+            assert [row["case"] for row in csv.DictReader(file)] == ["a", "b"][:count]
+    assert [row["command"] for row in sheet.rows] == ["python -m bench ops", "its own"]
+    for row in sheet.rows:
         assert set(report.SIGNATURE) <= set(row)
         assert row["threads"] == 2
         assert row["torch"].startswith("2.")
-    assert [row["command"] for row in rows] == ["python -m bench ops", "its own"]
-    lines, table = report.save(rows, "ops", tmp_path)
-    assert [json.loads(line) for line in lines.read_text().splitlines()] == rows
-    with table.open() as file:
-        assert [row["case"] for row in csv.DictReader(file)] == ["a", "b"]
+    assert len(list((tmp_path / "new").iterdir())) == 2
     with pytest.raises(ValueError, match="lacks commit"):
         report.signed(rows, {name: 0 for name in report.SIGNATURE if name != "commit"})
 
@@ -94,20 +99,33 @@ def test_a_plot_is_saved(tmp_path):
     assert path.stat().st_size > 1000
 
 
+def test_a_legend_hides_no_bar():
+    engines = [f"an engine with a long name {i} 1.2.3" for i in range(7)]
+    groups = {f"workload {i}": {name: 100.0 + place for place, name in enumerate(engines)} for i in range(5)}
+    figure = report.draw_bars(groups, title="t", y_label="tokens / s")
+    figure.canvas.draw()
+    legend, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert legend.y1 <= axes.y0
+    assert 0 <= legend.x0 <= legend.x1 <= figure.bbox.x1
+
+
 def test_figures_follow_their_definitions():
     # Two users: first tokens at 1 and 2 s, then a token each second.
-    first = Record(10, 0.0, 0, [1.0, 2.0, 3.0, 4.0], [7] * 4)
-    second = Record(30, 0.5, 1, [2.0, 3.0, 4.0, 5.0], [7] * 4)
+    first = Record(10, 0.0, 0, [1.0 + i for i in range(10)], [7] * 10)
+    second = Record(30, 0.5, 1, [2.0 + i for i in range(10)], [7] * 10)
     figures = metrics.figures([first, second], closed=True)
     assert figures["prompt_tok_per_s"] == 20.0  # 40 tokens in 2 s
-    assert figures["decode_tok_per_s"] == 2.0  # tokens at 3, 3, 4, 4 in (2, 4]
-    assert figures["output_tok_per_s"] == pytest.approx(8 / 5)
+    assert figures["decode_tok_per_s"] == 2.0  # tokens at 3, 3, 4, 4, ... in (2, 10]
+    assert figures["decode_context"] == pytest.approx((12 + 19) / 4 + (31 + 38) / 4)  # of 2nd .. 9th and 1st .. 8th
+    assert figures["output_tok_per_s"] == pytest.approx(20 / 11)
     assert figures["ttft_p50_ms"] == pytest.approx(1250)
     assert figures["tpot_p50_ms"] == pytest.approx(1000)
     assert "prompt_tok_per_s" not in metrics.figures([first, second], closed=False)
     alone = metrics.figures([Record(5, 0.0, 0, [1.0], [7])], closed=True)
     assert alone["tpot_p50_ms"] is None
     assert alone["decode_tok_per_s"] is None
+    late = Record(30, 0.5, 1, [4.0 + i for i in range(10)], [7] * 10)  # six steps together are too few
+    assert metrics.figures([first, late], closed=True)["decode_tok_per_s"] is None
 
 
 class Batch:

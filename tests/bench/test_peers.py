@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol to engines in their own processes, with one that has no model; the choice of peers; drift."""
 
+import io
 import sys
 
 import numpy
 import pytest
+from rich.console import Console
 
 from bench import drift
 from bench.peers import PEERS, chosen
 from bench.peers.protocol import PeerError, PeerProcess
 from bench.prompts import Prompts, closed
-from bench.serve import Contender, Workload, medians, run_workload
+from bench.serve import Contender, Workload, line_of, measured, medians, run_workload
 
 
 def fake(model: str = "any") -> PeerProcess:
@@ -76,13 +78,33 @@ def test_a_failing_engine_leaves_the_others_their_rows(peer):
         rounds, open_s = 1, 0.05
 
     rows = []
-    for text in ("closed:2x5+3", "open:100x5+3"):
-        rows += run_workload(contenders, Workload.parse(text), Prompts(range(1000)), Arguments(), repeat=0)
+    arguments = Arguments()
+    for text in ("closed:2x5+20", "open:100x5+3"):
+        rows += run_workload(contenders, Workload.parse(text), Prompts(range(1000)), arguments, repeat=0)
     assert [("error" in row, row["engine"]) for row in rows] == [(True, "dying"), (False, "fake")] * 2
     assert rows[1]["decode_tok_per_s"] > 0
     assert rows[1]["drift_kl"] == 0.5
     assert rows[3]["ttft_p50_ms"] >= 0
+    assert "error" not in line_of(rows[1])
+    assert "decode tok/s" in line_of(rows[1])
+    assert "out of memory, for example" in line_of(rows[0])
     dying.close()
+
+
+def test_rows_come_one_by_one(peer):
+    """What is on disk when a run is killed: every row before."""
+
+    class Arguments:
+        rounds, open_s, repeats = 1, 0.05, 2
+
+    workloads = [Workload.parse("closed:1x5+3"), Workload.parse("closed:2x5+3")]
+    said = io.StringIO()
+    rows = measured(
+        [Contender("fake", peer, {"precision": "none"})], workloads, Prompts(range(99)), Arguments(), Console(file=said)
+    )
+    assert next(rows)["workload"] == "closed:1x5+3"
+    assert said.getvalue().count("fake: ") == 1
+    assert [row["workload"] for row in rows] == ["closed:2x5+3", "closed:1x5+3", "closed:2x5+3"]
 
 
 def test_a_peer_that_is_missing_is_named(monkeypatch, tmp_path):
