@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from bench.cases.case import BenchCase, Inputs
 
-SHAPE = re.compile(r"(\d+)x(\d+)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|int8)")
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
+SHAPE = re.compile(r"(\d+)x(\d+)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|int8|int4)")
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
+LARGEST_CODE = {"int8": 127, "int4": 7}
 
 DEFAULT = {
     "paged_decode": (
@@ -25,6 +26,7 @@ DEFAULT = {
         "1x1056-h9/3-d64-p16-bf16",
         "32x1056-h9/3-d64-p16-f32",
         "32x1056-h9/3-d64-p16-int8",
+        "32x1056-h9/3-d64-p16-int4",
     ),
     "paged_prefill": (
         "1x1024+1024-h9/3-d64-p16-bf16",
@@ -35,7 +37,7 @@ DEFAULT = {
     ),
 }
 QUICK = {
-    "paged_decode": ("3x40-h4/2-d16-p4-bf16", "2x33-h4/2-d16-p4-int8"),
+    "paged_decode": ("3x40-h4/2-d16-p4-bf16", "2x33-h4/2-d16-p4-int8", "2x33-h4/2-d16-p4-int4"),
     "paged_prefill": ("2x40+8-h4/2-d16-p4-bf16",),
 }
 
@@ -72,7 +74,7 @@ class AttentionShape:
         pages_each = -(-self.kv_len // self.page_size)
         num_pages = self.num_seqs * pages_each
         num_tokens = self.num_seqs * self.q_len
-        q_dtype = torch.bfloat16 if self.kv == "int8" else DTYPES[self.kv]
+        q_dtype = torch.bfloat16 if self.kv in LARGEST_CODE else DTYPES[self.kv]
         page_shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
         inputs: Inputs = {
             "q": torch.randn(num_tokens, self.num_q_heads, self.head_dim).to(q_dtype),
@@ -82,9 +84,9 @@ class AttentionShape:
             "kv_lens": torch.full((self.num_seqs,), self.kv_len, dtype=torch.int32),
             "out": torch.empty(num_tokens, self.num_q_heads, self.head_dim, dtype=q_dtype),
         }
-        if self.kv == "int8":
-            inputs["k_scales"] = torch.rand(page_shape[:3]) / 64
-            inputs["v_scales"] = torch.rand(page_shape[:3]) / 64
+        if self.kv in LARGEST_CODE:
+            inputs["k_scales"] = torch.rand(page_shape[:3]) / LARGEST_CODE[self.kv]
+            inputs["v_scales"] = torch.rand(page_shape[:3]) / LARGEST_CODE[self.kv]
         if prefill:
             inputs["q_starts"] = torch.arange(0, num_tokens + 1, self.q_len, dtype=torch.int32)
         elif self.q_len > 1:
@@ -104,7 +106,9 @@ class AttentionShape:
     def _gathered(self, inputs: Inputs, name: str, dtype: torch.dtype) -> Tensor:
         table = inputs["page_table"].long().flatten()
         pages = inputs[f"{name}_pages"][table]
-        if self.kv == "int8":
+        if self.kv == "int4":
+            pages = torch.stack((pages & 15, pages >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
+        if self.kv in LARGEST_CODE:
             pages = (pages * inputs[f"{name}_scales"][table][..., None]).to(dtype)
         tokens = pages.view(self.num_seqs, -1, self.num_kv_heads, self.head_dim)
         return tokens[:, : self.kv_len].transpose(1, 2)
@@ -113,6 +117,9 @@ class AttentionShape:
 def _pages(shape: tuple[int, ...], kv: str) -> Tensor:
     if kv == "int8":
         return torch.randint(-127, 128, shape, dtype=torch.int8)
+    if kv == "int4":
+        nibbles = torch.randint(1, 16, (*shape[:-1], shape[-1] // 2, 2), dtype=torch.uint8)
+        return nibbles[..., 0] | nibbles[..., 1] << 4
     return torch.randn(shape, dtype=DTYPES[kv])
 
 

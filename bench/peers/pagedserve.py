@@ -16,11 +16,13 @@ from bench.workload import Emit
 from pagedserve import ops
 from pagedserve.cache import KVPool
 from pagedserve.engine import AsyncEngine, SamplingParams
+from pagedserve.engine.parts import KV_DTYPES
 
 PAGE_SIZE = 16
 VARIANTS: dict[str, dict[str, Any]] = {
     "as-shipped": {"kv_dtype": "bfloat16"},
     "int8-kv": {"kv_dtype": "int8"},
+    "int4-kv": {"kv_dtype": "int4"},
     "q8": {"quantize": "q8", "kv_dtype": "bfloat16"},
     "bf16": {"dtype": "bfloat16", "kv_dtype": "bfloat16"},
     "f32": {"dtype": "float32", "kv_dtype": "float32"},
@@ -33,7 +35,7 @@ class PagedServe:
         self.version = pagedserve.__version__
         self._loop = asyncio.new_event_loop()
         self._engine = AsyncEngine(model, page_size=PAGE_SIZE, **options)
-        self._kv_dtype = getattr(torch, options["kv_dtype"])
+        self._kv_dtype = KV_DTYPES[options["kv_dtype"]]
         self.precision = f"{self._engine.model.precision}, KV {options['kv_dtype']}"
         self._news = asyncio.Event()
         self._emit: Emit | None = None
