@@ -46,6 +46,24 @@ def setup_py(checkout: Path, *arguments: str, **environment: str) -> subprocess.
     )
 
 
+def test_kernel_objects_leave_nothing_for_the_linker_to_choose(tmp_path):
+    """A weak symbol of one instruction set's object could become the copy that every processor runs: isa.h."""
+    objects = [path for path in (ROOT / "build").glob("objects-*/k*/**/*.o") if path.parent.name == "kernels"]
+    if not objects or not (shutil.which("nm") and shutil.which("g++")):
+        pytest.skip("needs the objects of a build here, nm and g++")
+    assert weak_symbols(objects) == []
+    source = tmp_path / "shared.cpp"
+    source.write_text("inline int shared() { return 1; }\nint (*taken)() = shared;\n")
+    subprocess.run(["g++", "-c", source.name], cwd=tmp_path, check=True)
+    assert weak_symbols([tmp_path / "shared.o"]) == ["_Z6sharedv"]
+
+
+def weak_symbols(objects: list[Path]) -> list[str]:
+    listed = subprocess.run(["nm", "--defined-only", "-A", *objects], capture_output=True, text=True, check=True).stdout
+    symbols = [line.rsplit(maxsplit=2)[1:] for line in listed.splitlines()]
+    return [name for kind, name in symbols if kind in "uVvWw"]
+
+
 def test_source_distribution_has_all_that_a_build_needs(checkout, tmp_path):
     done = setup_py(checkout, "-q", "sdist", "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from pagedserve.engine.core import EngineCore
 from pagedserve.engine.door import Conversation, Door, Prompt
-from pagedserve.engine.parts import build_parts
+from pagedserve.engine.parts import build_parts, check_choices
 from pagedserve.errors import InvalidInput
 from pagedserve.models import Detokenizer, LoadedModel, load_model
 from pagedserve.scheduling.scheduler import Scheduler
@@ -99,6 +99,7 @@ class Face:
     ) -> None:
         if type(seed) is not int:
             raise InvalidInput(f"seed is {seed!r}; give a whole number")
+        check_choices(backend=backend, kv_dtype=kv_dtype, prefix_cache=prefix_cache)
         if isinstance(model, (str, PathLike)):
             loaded = load_model(fspath(model), dtype=dtype, quantize=quantize, progress=progress)
         elif not isinstance(model, LoadedModel):

@@ -27,6 +27,19 @@ KV_DTYPES = {
 }
 
 
+def check_choices(*, backend: str, kv_dtype: str, prefix_cache: bool) -> None:
+    """Refuses what cannot be whatever the model, before one is loaded.
+
+    Raises:
+        InvalidInput: there is no such backend or dtype, or prefix_cache is no bool.
+    """
+    ops.check_backend(backend)
+    if kv_dtype not in ("auto", *KV_DTYPES):
+        raise InvalidInput(f"kv_dtype is {kv_dtype!r}; supported: auto, {', '.join(KV_DTYPES)}")
+    if not isinstance(prefix_cache, bool):
+        raise InvalidInput(f"prefix_cache is {prefix_cache!r}; give True or False")
+
+
 def build_parts(
     loaded: LoadedModel,
     *,
@@ -43,12 +56,8 @@ def build_parts(
     event_log: str | PathLike[str] | None,
 ) -> tuple[ModelRunner, Scheduler, EventLog | None]:
     """The runner, the scheduler, and the scheduler's log where one is wanted. Arguments and errors: as Face."""
-    if not isinstance(prefix_cache, bool):
-        raise InvalidInput(f"prefix_cache is {prefix_cache!r}; give True or False")
     if kv_dtype == "auto":
         kv_dtype = "float32" if {weight.format for weight in loaded.model.weights.matrices()} == {"f32"} else "bfloat16"
-    if kv_dtype not in KV_DTYPES:
-        raise InvalidInput(f"kv_dtype is {kv_dtype!r}; supported: auto, {', '.join(KV_DTYPES)}")
     model = loaded.config
     shape = (model.num_layers, model.num_kv_heads, model.head_dim)
     limits = choose_limits(

@@ -18,6 +18,7 @@ from pagedserve.ops.step import (
     StepBuilder,
     StepInputs,
     StepLimits,
+    check_backend,
     step_builder,
 )
 from pagedserve.ops.weight import Weight
@@ -35,6 +36,7 @@ __all__ = [
     "Weight",
     "append_kv",
     "backends_of",
+    "check_backend",
     "copy_pages",
     "embed",
     "explain",

@@ -59,6 +59,10 @@ def prepare(
             _bind(spec, entry.name, entry.axes[0], operand.out_features, 0, sizes, bound)
             _bind(spec, entry.name, entry.axes[1], operand.in_features, 1, sizes, bound)
         elif operand is None:
+            if entry.zeros_beside and _is_absent(spec, entry.zeros_beside, operands):
+                shape = [_size(axis, {name: sizes.setdefault(name, 0) for name in axis.names}) for axis in entry.axes]
+                made.append(torch.zeros(shape, dtype=DTYPES[entry.dtypes[0]], device=device))
+                continue
             if not entry.optional:
                 raise InvalidInput(f"{spec.name}: {entry.name} is None; give a tensor {describe(entry)}")
             made.append(None)
@@ -92,6 +96,10 @@ def prepare(
             )
         made.append(operand)
     return tuple(made), sizes
+
+
+def _is_absent(spec: OpSpec, name: str, operands: Sequence[Operand]) -> bool:
+    return any(entry.name == name and operand is None for entry, operand in zip(spec.tensors, operands, strict=True))
 
 
 SCALAR_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pagedserve.errors import InvalidInput
@@ -37,9 +36,9 @@ def sample(
     frequency: Tensor,
     seeds: Tensor,
     offsets: Tensor,
-    history: Tensor | None,
-    history_starts: Tensor | None,
-    output_starts: Tensor | None,
+    history: Tensor | None = None,
+    history_starts: Tensor | None = None,
+    output_starts: Tensor | None = None,
     num_top: int = 0,
     backend: str = "auto",
 ) -> Sampled:
@@ -58,7 +57,8 @@ def sample(
             logits; 1: off. presence, frequency: [num_rows] float32, over the output, subtracted once, and once for each
             time; 0: off.
         seeds, offsets: [num_rows] int64, taken as 64 bits each; offset: the position of the token to be chosen.
-        history: [history_starts[-1]] int32, each row's tokens, prompt then output; None: no row has any.
+        history: [history_starts[-1]] int32, each row's tokens, prompt then output; None, with the two beside
+            it: no row has any.
         history_starts: [num_rows + 1] int32. output_starts: [num_rows] int32, where in history the output begins.
         num_top: how many of the most likely tokens to return.
         backend: "auto", or one of `backends_of("sample")`.
@@ -77,9 +77,6 @@ def sample(
     """
     if not isinstance(num_top, int) or num_top < 0:
         raise InvalidInput(f"sample: num_top is {num_top!r}; give a whole number, 0 or above")
-    if history is None and isinstance(logits, Tensor) and logits.dim():
-        nothing = torch.zeros(logits.shape[0] + 1, dtype=torch.int32, device=logits.device)
-        history, history_starts, output_starts = nothing[:0], nothing, nothing[1:]
     operands = (
         logits, temperature, top_k, top_p, min_p, repetition, presence, frequency, seeds, offsets,
         history, history_starts, output_starts, MAKE, MAKE, MAKE, MAKE,

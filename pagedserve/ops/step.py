@@ -164,9 +164,7 @@ class EagerStep:
     """
 
     def __init__(self, backend: str, limits: StepLimits, device: str | torch.device = "cpu") -> None:
-        names = {"auto": None} | dict.fromkeys(row.backend for row in TABLE)
-        if backend not in names:
-            raise InvalidInput(f"there is no backend {backend!r}; choose from {', '.join(names)}")
+        check_backend(backend)
         self.limits = limits
         self.inputs = StepInputs(limits)
         self._backend = backend
@@ -331,6 +329,17 @@ def _used(buffer: Buffer, counts: Counts) -> Tensor:
 def _heads(x: Tensor, head_dim: int | None) -> Tensor:
     """[rows, width] as [rows, width / head_dim, head_dim], a view."""
     return x if head_dim is None else x.view(len(x), x.shape[1] // head_dim, head_dim)
+
+
+def check_backend(backend: str) -> None:
+    """Refuses a name that is no backend of any op, nor "auto".
+
+    Raises:
+        InvalidInput: the message lists those there are.
+    """
+    names = {"auto": None} | dict.fromkeys(row.backend for row in TABLE)
+    if backend not in names:
+        raise InvalidInput(f"there is no backend {backend!r}; choose from {', '.join(names)}")
 
 
 def step_builder(backend: str, limits: StepLimits, device: str | torch.device = "cpu") -> StepBuilder:

@@ -34,9 +34,9 @@ SAMPLE = OpSpec(
     tensors=(
         TensorSpec("logits", "num_rows vocab_size", ("float32", "float64")),
         *ROW_PARAMS,
-        TensorSpec("history", "num_history", ("int32",)),
-        TensorSpec("history_starts", "num_rows+1", ("int32",)),
-        TensorSpec("output_starts", "num_rows", ("int32",)),
+        TensorSpec("history", "num_history", ("int32",), zeros_beside="history"),
+        TensorSpec("history_starts", "num_rows+1", ("int32",), zeros_beside="history"),
+        TensorSpec("output_starts", "num_rows", ("int32",), zeros_beside="history"),
         TensorSpec("tokens", "num_rows", ("int32",), mutated=True, made=True),
         TensorSpec("logprobs", "num_rows", ("=logits",), mutated=True, made=True),
         TensorSpec("top_tokens", "num_rows num_top", ("int32",), mutated=True, made=True, layout="dense"),

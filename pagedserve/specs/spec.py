@@ -58,6 +58,8 @@ class TensorSpec:
         shape: names of axes, as in "num_tokens num_q_heads head_dim"; "..." stands for any further axes.
         dtypes: allowed ones; "=q" means the dtype of q, "^q" the dtype of q's arithmetic: float64 where q is, else
             float32. "int4": two codes a byte, so the tensor is uint8 and its last axis half of what shape says.
+        zeros_beside: another tensor of the op; where the caller gives neither, this is zeros, axes that nothing else
+            sizes being 0.
         layout: "last": the last axis is contiguous; "dense": all are; "any".
         made: written whole, so made by the op where the caller gives none.
     """
@@ -68,6 +70,7 @@ class TensorSpec:
     mutated: bool = False
     optional: bool = False
     made: bool = False
+    zeros_beside: str = ""
     layout: str = "last"
     axes: tuple[Axis, ...] = field(init=False)
     any_further: bool = field(init=False)

@@ -153,6 +153,7 @@ def test_the_event_log_replays(tiny, tmp_path):
         ({"num_pages": 3, "memory_bytes": 100}, "both given"),
         ({"memory_bytes": 100}, "one page of this model takes"),
         ({"max_seqs": 64, "max_step_tokens": 63}, "give at least max_seqs"),
+        ({"backend": "nonsense"}, "there is no backend 'nonsense'; choose from auto, .*reference"),
         ({"kv_dtype": "float64"}, "kv_dtype is 'float64'; supported: auto, float32, bfloat16"),
         ({"prefix_cache": 1}, "prefix_cache is 1; give True or False"),
         ({"seed": 0.5}, "seed is 0.5"),
@@ -163,6 +164,12 @@ def test_the_event_log_replays(tiny, tmp_path):
 def test_impossible_engines_are_refused(tiny, options, message):
     with pytest.raises(InvalidInput, match=message):
         LLM(tiny, **options)
+
+
+def test_what_no_model_could_have_is_refused_before_one_is_read():
+    for options in ({"backend": "nonsense"}, {"kv_dtype": "int3"}):
+        with pytest.raises(InvalidInput, match=next(iter(options.values()))):
+            LLM("no-such-model.gguf", **options)
 
 
 @pytest.mark.parametrize("model", [None, 7, ["a"]])

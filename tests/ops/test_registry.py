@@ -118,6 +118,20 @@ def test_explain_counts_visible_pairs(kv_len, q_len, pairs):
     assert told.flops == 4 * 8 * pairs
 
 
+def test_a_sample_without_history_is_explained_as_it_runs():
+    case = next(iter(SPECS["sample"].cases()))
+    call = make_inputs("sample", case)
+    without = {
+        name: value for name, value in call.items() if name not in ("history", "history_starts", "output_starts")
+    }
+    assert ops.explain("sample", without).backend == ops.backends_of("sample")[0]
+    assert ops.sample(**without).tokens.shape == (4,)
+    with pytest.raises(InvalidInput, match="history_starts is None"):
+        ops.sample(**(call | {"history_starts": None}))
+    with pytest.raises(InvalidInput, match="history_starts"):
+        ops.sample(**(call | {"history": None}))
+
+
 def test_explain_names_the_refused():
     call = {"x": torch.zeros(2, 8, dtype=torch.float64), "weight": torch.ones(8, dtype=torch.float64)}
     told = ops.explain("rms_norm", call)
