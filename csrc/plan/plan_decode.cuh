@@ -18,7 +18,7 @@ namespace pagedserve::plan {
 
 constexpr int kPlanThreads = 256;
 
-// Calls store(i, value(0) + ... + value(i - 1)) for every i below count; returns the whole sum. A barrier stands behind.
+// Calls store(i, value(0) + ... + value(i - 1)) for every i below count; returns the whole sum, behind a barrier.
 template <class Value, class Store>
 PAGEDSERVE_DEVICE int64_t scan(int32_t count, const Value& value, const Store& store) {
   PAGEDSERVE_SHARED(warp_sums, int64_t[kPlanThreads / target::kWarpSize]);
