@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "models": {"ops", "cache", "torch", "numpy", "tokenizers", "safetensors", "jinja2"},
     "engine": {"scheduling", "cache", "models", "ops", "torch", "numpy"},
     "emulate": {"ops", "specs", "torch", "numpy"},
+    "simulate": {"scheduling", "specs"},
     "cli": ANY,
     "__init__": ANY,
     "__main__": ANY,
@@ -109,6 +110,7 @@ def test_imports_keep_to_the_rule(path):
         ("pagedserve.cache.pool", "from pagedserve.engine import batch"),
         ("pagedserve.cli", "import bench"),
         ("pagedserve.engine.engine", "import vllm"),
+        ("pagedserve.simulate.cost", "from pagedserve import engine"),
     ],
 )
 def test_planted_imports_are_found(dotted, source):

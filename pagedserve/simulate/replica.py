@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine in virtual time: the scheduler itself, and a cost in place of a model.
+
+It does what the engine's loop does, in its order: the step's result, then who arrived meanwhile, then the next plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.events import Abort, Arrive, Decision, Drain, Expire, Finish, Reject, StepDone, StepPlan
+from pagedserve.scheduling.scheduler import OnEvent, Scheduler
+from pagedserve.simulate.cost import StepCost, work_of
+from pagedserve.simulate.workload import Request
+
+WORD, STOP = 0, 1  # every token sampled, and the one that ends a request before its max_tokens
+STARVED_WAIT_S = 0.02  # as the engine's: with requests but nothing to compute, deadlines are looked at this often
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """A request at a replica. attempt: 0, or how often it was sent away before."""
+
+    number: int
+    request: Request
+    attempt: int
+    arrival_s: float
+    first_s: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.number}.{self.attempt}" if self.attempt else str(self.number)
+
+
+Ended = Callable[[Visit, Decision, float], None]
+
+
+class Replica:
+    """Args:
+    ended: called with a visit, the decision that ended it and the time.
+    promises: tell the scheduler what each request was promised; without, it is asked for nothing but service.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        config: SchedulerConfig,
+        cost: StepCost,
+        ended: Ended,
+        *,
+        promises: bool = True,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self.number = number
+        self.scheduler = Scheduler(config, on_event)
+        self.backlog_tokens = 0  # prompts not yet computed, and all that may yet be generated, of those here
+        self.computed_tokens = self.steps = 0
+        self.busy = False
+        self._cost = cost
+        self._ended = ended
+        self._promises = promises
+        self._inbox: list[Visit] = []
+        self._open: dict[str, Visit] = {}
+        self._plan: StepPlan | None = None
+        self._tick = 0
+        self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
+        self._decode_ids: object = None
+        self._decode_context = 0
+
+    @property
+    def num_open(self) -> int:
+        """Requests here, those at its door included."""
+        return len(self._open) + len(self._inbox)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests here that nothing is computed for."""
+        return len(self._inbox) + self.scheduler.num_waiting
+
+    def submit(self, visit: Visit) -> None:
+        """A request comes; the scheduler hears of it before its next plan."""
+        self._inbox.append(visit)
+        self.backlog_tokens += len(visit.request.prompt) + visit.request.asked_tokens
+
+    def begin(self, t: float) -> float | None:
+        """Hear who came and begin a step: when it will be over; None where there is nothing to do."""
+        for visit in self._inbox:
+            self._arrive(visit, t)
+        self._inbox.clear()
+        plan = self._plan = self.scheduler.plan(t)
+        self.busy = plan is not None or bool(self._open)
+        if plan is None:
+            return t + STARVED_WAIT_S if self._open else None
+        num_decodes = len(plan.decode_ids)
+        if plan.decode_ids is self._decode_ids:
+            self._decode_context += num_decodes
+        else:
+            sequence = self.scheduler.sequence
+            self._decode_context = sum([len(sequence(id).tokens) for id in plan.decode_ids])
+            self._decode_ids = plan.decode_ids
+        work = work_of(num_decodes, self._decode_context, plan.chunks)
+        self.computed_tokens += work.num_tokens
+        return t + self._cost.step_s(work)
+
+    def end(self, t: float) -> None:
+        """The step is over, or it is time to look at deadlines."""
+        plan, self._plan = self._plan, None
+        if plan is None:
+            self._decide(self.scheduler.apply(Abort(t, "")), t)  # of nobody: only time goes on
+            return
+        self.steps += 1
+        tokens = self._sample(plan, t)
+        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens)), t)
+
+    def drain(self, t: float) -> None:
+        """Take nobody from now on."""
+        self._decide(self.scheduler.apply(Drain(t)), t)
+
+    def _arrive(self, visit: Visit, t: float) -> None:
+        request, id = visit.request, visit.id
+        slo = request.slo
+        self._open[id] = visit
+        arrival = Arrive(
+            visit.arrival_s,
+            id,
+            request.prompt,
+            request.asked_tokens,
+            stop_token_ids=_STOPS if request.output_tokens < request.asked_tokens else _NO_STOPS,
+            tenant=request.tenant,
+            priority=request.priority,
+            ttft_deadline_s=slo.ttft_s if self._promises else None,
+            tpot_target_s=slo.tpot_s if self._promises else None,
+            deadline_s=slo.total_s if self._promises else None,
+        )
+        self._decide(self.scheduler.apply(arrival), t)
+
+    def _sample(self, plan: StepPlan, t: float) -> list[int]:
+        """The plan's tokens; STOP where a request has said all it will say."""
+        self._tick += 1
+        tokens = [WORD] * len(plan.decode_ids)
+        for id in self._stops.pop(self._tick, ()):
+            if id in self._open and id in plan.decode_ids and self._left(id) == 1:
+                tokens[plan.decode_ids.index(id)] = STOP
+        for chunk in plan.chunks:
+            if chunk.samples:
+                visit = self._open[chunk.id]
+                if visit.first_s is None:
+                    visit.first_s = t
+                    self.backlog_tokens -= len(visit.request.prompt)
+                tokens.append(self._after_prompt(visit, chunk.id))
+        return tokens
+
+    def _after_prompt(self, visit: Visit, id: str) -> int:
+        """The token that a prompt's last chunk samples; also notes when the request will stop of itself."""
+        if visit.request.output_tokens >= visit.request.asked_tokens:
+            return WORD
+        left = self._left(id)
+        if left == 1:
+            return STOP
+        # Whoever is preempted on the way comes here again; its old note is then of no one who has 1 left.
+        self._stops.setdefault(self._tick + left - 1, []).append(id)
+        return WORD
+
+    def _left(self, id: str) -> int:
+        """Tokens that a request has yet to generate."""
+        seq = self.scheduler.sequence(id)
+        return self._open[id].request.output_tokens - (len(seq.tokens) - seq.num_prompt)
+
+    def _decide(self, decisions: list[Decision], t: float) -> None:
+        for decision in decisions:
+            if isinstance(decision, (Finish, Reject, Expire)):
+                visit = self._open.pop(decision.id)
+                prompt_tokens = len(visit.request.prompt) if visit.first_s is None else 0
+                self.backlog_tokens -= prompt_tokens + visit.request.asked_tokens
+                self._ended(visit, decision, t)
+
+
+_STOPS, _NO_STOPS = frozenset({STOP}), frozenset[int]()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step costs: the formula, the roofline behind it, and where its numbers are from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pagedserve.errors import InvalidInput
+from pagedserve.scheduling.events import Chunk
+from pagedserve.simulate import hardware
+from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
+
+
+def test_work_counts_pairs_of_tokens():
+    chunks = [Chunk("a", 0, 0, 3, False), Chunk("b", 1, 10, 2, True)]
+    # 1 + 2 + 3, and 11 + 12.
+    assert work_of(4, 700, chunks) == StepWork(num_tokens=9, num_rows=5, decode_context=700, chunk_context=29)
+
+
+@pytest.mark.parametrize("tokens, seconds", [(1, 2.0), (10, 2.0), (15, 3.0), (20, 4.0), (30, 10.0), (40, 16.0)])
+def test_the_curve_is_straight_between_knots_and_goes_on(tokens, seconds):
+    knots = [(10, 2.0), (20, 4.0), (30, 10.0)]
+    cost = StepCost(knots)
+    for _ in range(2):  # the second is remembered
+        assert cost.step_s(StepWork(tokens, 1, 0, 0)) == pytest.approx(seconds)
+    weights = hat_weights(tokens, [t for t, _ in knots])
+    assert sum(weights) == pytest.approx(1)
+    assert sum(weight * s for weight, (_, s) in zip(weights, knots, strict=True)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("curve", [[], [(1, -1.0)], [(1, math.nan)], [(2, 1.0), (2, 2.0)], [(3, 1.0), (2, 2.0)]])
+def test_a_curve_that_cannot_be_is_refused(curve):
+    with pytest.raises(InvalidInput):
+        StepCost(curve)
+
+
+def test_published_sizes_come_out():
+    model = hardware.find_model("llama-3-8b")
+    assert model.weight_bytes == pytest.approx(2 * 8.03e9, rel=0.001)
+    assert model.kv_token_bytes == 131_072
+    assert hardware.find_model("llama-3-70b").weight_bytes == pytest.approx(2 * 70.55e9, rel=0.001)
+    # bench/NOTES.md counts the same model by hand.
+    small = hardware.find_model("smollm2-135m")
+    assert small.matrix_weights + small.head_weights == 134_479_872
+
+
+def test_a_roofline_reads_the_weights_then_multiplies():
+    gpu = hardware.find_gpu("h200")
+    machine = hardware.roofline(hardware.find_model("llama-3-8b"), gpu)
+
+    def step_s(tokens, rows=0, decode_context=0):
+        return machine.cost.step_s(StepWork(tokens, rows, decode_context, 0))
+
+    # No faster than the data sheet allows, and not by more than the shares that are assumed.
+    floor = 2 * 7.5e9 / gpu.bytes_per_s
+    assert floor < step_s(1, 1) < floor / hardware.BYTES_SHARE + 2e-3
+    assert step_s(1) == step_s(64)
+    flops = 2 * 6.98e9 * 8192 / gpu.flops_per_s
+    assert flops < step_s(8192) < flops / hardware.FLOPS_SHARE + 2e-3
+    reads = 131_072 * 1e6 / gpu.bytes_per_s
+    assert step_s(64, 64, 1_000_000) - step_s(64, 64) == pytest.approx(reads / hardware.BYTES_SHARE)
+    pages_bytes = machine.num_pages * machine.page_size * 131_072
+    assert 0.7 < pages_bytes / gpu.memory_bytes < 0.9
+
+
+def test_every_number_says_where_it_is_from():
+    machine = hardware.roofline(hardware.find_model("llama-3-70b", "fp8"), hardware.find_gpu("h200"))
+    assert {constant.kind for constant in machine.constants} == {"datasheet", "model", "assumed"}
+    assert all(constant.source and math.isfinite(constant.value) for constant in machine.constants)
+
+
+def test_a_model_that_does_not_fit_says_by_how_much():
+    with pytest.raises(InvalidInput, match=r"141\.1 GB of weights.*fp8"):
+        hardware.roofline(hardware.find_model("llama-3-70b"), hardware.find_gpu("h200"))
+
+
+@pytest.mark.parametrize(
+    "find, says",
+    [
+        (lambda: hardware.find_gpu("h900"), "supported: b200, h200"),
+        (lambda: hardware.find_model("gpt-9"), "supported: llama-3-8b"),
+        (lambda: hardware.find_model("llama-3-8b", "int1"), "supported: bf16, fp8"),
+    ],
+)
+def test_unknown_names_list_the_known(find, says):
+    with pytest.raises(InvalidInput, match=says):
+        find()
