@@ -60,24 +60,31 @@ void pack_dense(const PackWeightParams& p, int64_t first_row, unsigned char* pan
   }
 }
 
-// The codes of one block of 16 rows, elements k to k + 31.
-void pack_q8_block(const PackWeightParams& p, int64_t first_row, int64_t k, unsigned char* to) {
+// The bytes of a row's block of codes; those of a row beyond the last are 0.
+const unsigned char* block_bytes(const PackWeightParams& p, int64_t row, int64_t block, int bytes_per_block) {
+  static constexpr unsigned char kNothing[kBlock] = {};
+  if (row >= p.out_features) return kNothing;
+  return static_cast<const unsigned char*>(p.data) + (row * (p.in_features / kBlock) + block) * bytes_per_block;
+}
+
+// The codes of one block of 16 rows: fours of neighbours, row by row.
+void pack_q8_block(const PackWeightParams& p, int64_t first_row, int64_t block, unsigned char* to) {
   for (int row = 0; row < kPanelRows; ++row) {
+    const unsigned char* from = block_bytes(p, first_row + row, block, kBlock);
     for (int i = 0; i < kBlock; ++i) {
-      const int code = element<int8_t>(p, first_row + row, k + i, p.in_features);
-      to[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<unsigned char>(code + 128);
+      to[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<unsigned char>(from[i] + 128);
     }
   }
 }
 
-void pack_q4_block(const PackWeightParams& p, int64_t first_row, int64_t k, unsigned char* to) {
-  const auto code = [&](int64_t row, int64_t column) {
-    return element<uint8_t>(p, row, column / 2, p.in_features / 2) >> (column % 2 * 4) & 15;
-  };
+// Element i in the low half of a byte, i + 16 in its high half; the matrix has 2 j and 2 j + 1 in byte j.
+void pack_q4_block(const PackWeightParams& p, int64_t first_row, int64_t block, unsigned char* to) {
   for (int row = 0; row < kPanelRows; ++row) {
-    for (int i = 0; i < kBlock / 2; ++i) {
-      const int low = code(first_row + row, k + i), high = code(first_row + row, k + kBlock / 2 + i);
-      to[(i / 4 * kPanelRows + row) * 4 + i % 4] = static_cast<unsigned char>(low | high << 4);
+    const unsigned char *low = block_bytes(p, first_row + row, block, kBlock / 2), *high = low + kBlock / 4;
+    for (int j = 0; j < kBlock / 4; ++j) {
+      unsigned char* pair = to + (j / 2 * kPanelRows + row) * 4 + j % 2 * 2;
+      pair[0] = static_cast<unsigned char>((low[j] & 15) | high[j] << 4);
+      pair[1] = static_cast<unsigned char>(low[j] >> 4 | (high[j] & 0xf0));
     }
   }
 }
@@ -99,9 +106,9 @@ void pack_low_bit(const PackWeightParams& p, int64_t first_row, const PanelLayou
   for (int64_t block = 0; block < p.in_features / kBlock; ++block, panel += layout.block_bytes) {
     pack_scales(p, p.scales, first_row, block, panel + layout.scales);
     if (p.format == WeightFormat::kQ8) {
-      pack_q8_block(p, first_row, block * kBlock, panel);
+      pack_q8_block(p, first_row, block, panel);
     } else {
-      pack_q4_block(p, first_row, block * kBlock, panel);
+      pack_q4_block(p, first_row, block, panel);
       pack_scales(p, p.minimums, first_row, block, panel + layout.minimums);
     }
   }

@@ -74,8 +74,8 @@ def _blocks(data: np.ndarray, *fields: tuple[str, str] | tuple[str, str, int | t
 
 
 def _tensor(values: np.ndarray, rows: int) -> Tensor:
-    """A copy, [rows, ...] flattened to two dimensions: the file's own memory cannot be written."""
-    return torch.from_numpy(np.array(values, order="C").reshape(rows, -1))
+    """[rows, ...] flattened to two dimensions; a copy of what is the file's own memory, which cannot be written."""
+    return torch.from_numpy(np.require(values, requirements=("C", "W")).reshape(rows, -1))
 
 
 def _f32(data: np.ndarray) -> Weight:
@@ -110,7 +110,8 @@ def _q5_0(data: np.ndarray) -> Weight:
 
 def _pack(codes: np.ndarray) -> np.ndarray:
     """Pairs of neighbouring codes, [..., n] with one in the low four bits of each byte -> [..., n / 2]."""
-    return (codes[..., 0::2] & 15) | (codes[..., 1::2] << 4)
+    pairs = codes.view("<u2")
+    return ((pairs & 0x0F) | (pairs >> 4 & 0xF0)).astype(np.uint8)
 
 
 def _q4(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray) -> Weight:
