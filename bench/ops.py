@@ -6,15 +6,19 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
+from bench import op_peers
 from bench.cases import BenchCase, cases_of
 from bench.cases.case import Inputs, nbytes
+from bench.device import Call, Sampler, last_cache_bytes, placed, sampler
 from bench.report import Row
 from bench.roofline import Roof
-from bench.timing import Rotation, alternate
+from bench.timing import Rotation, Timing, alternate_samples
 from pagedserve import ops
+from pagedserve.errors import PagedServeError
 
 COLUMNS = {
     "op": "op",
@@ -27,16 +31,14 @@ COLUMNS = {
     "GFLOP_per_s": "GFLOP/s",
     "roof_percent": "% of roof",
     "bound": "bound",
-    "torch_min_us": "torch min us",
-    "times_torch": "x torch",
 }
 DEFINITIONS = """\
 us: median of whole calls of pagedserve.ops, checks included; ±%: (p90 - p10) / median. Everything right of it is
 of the shortest call, as the roof is what the machine did at best. Inputs are cold: they rotate through twice the last
 cache; or warm: a thousand copies are less than that. GB/s and GFLOP/s count what the op's definition must move and
 compute, once. % of roof: the time at the measured bandwidth, or at the measured rate of matrix products if that is
-longer (bound says which), over our time. x torch: torch's time over ours; it takes its turn between our calls, on the
-same inputs."""
+longer (bound says which), over our time. x NAME: that peer's time over ours; it takes its turn between our calls, on
+the same inputs. On a GPU calls are replayed in a graph between two device events."""
 
 
 def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
@@ -44,36 +46,44 @@ def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
 
 
 def time_case(
-    case: BenchCase, backend: str, *, with_torch: bool, budget_s: float, cold_bytes: int | None = None
+    case: BenchCase,
+    backend: str,
+    *,
+    peers: Sequence[str] = (),
+    budget_s: float,
+    cold_bytes: int | None = None,
+    device: str = "cpu",
 ) -> Row:
-    """One row: our time, torch's beside it, what the op moves and computes. `under_roof` adds the share.
+    """One row: our time, the peers' beside it, what the op moves and computes. `under_roof` adds the share.
+
+    Args:
+        peers: names as `op_peers.call` knows them; one that cannot run here leaves its reason in the row.
+        cold_bytes: that copies of the inputs shall take together; default twice the device's last cache.
+        device: where the inputs stand, and whose clock is read: "cpu" or "cuda".
 
     Raises:
         BackendUnavailable, InvalidInput: as the op raises them for this backend.
     """
-
-    def make() -> tuple[Inputs, Inputs]:
-        inputs = case.make()
-        return inputs, case.prepare(inputs) if with_torch else {}
-
-    first, _ = make()
+    first = case.make()
     cost = ops.explain(case.op, first)
-    rotation = Rotation(make, nbytes(first), cold_bytes)
-    variants: dict[str, Callable[[], object]] = {"ours": lambda: ours(case, rotation.next()[0], backend)()}
-    if with_torch:
-        variants["torch"] = lambda: case.torch(rotation.next()[1])
+    rotation = Rotation(lambda: placed(case.make(), device), nbytes(first), cold_bytes, last_cache_bytes(device))
     with torch.inference_mode():
-        for inputs, _ in rotation.copies:
+        for inputs in rotation.copies:
             if any(isinstance(value, ops.Weight) for value in inputs.values()):
                 ours(case, inputs, backend)()  # a backend packs a weight at its first call
-        timings = alternate(variants, budget_s=budget_s)
+        samplers = {"ours": sampler(device, [ours(case, inputs, backend) for inputs in rotation.copies])}
+        found = {name: peer_sampler(name, case, rotation.copies, device) for name in peers}
+        samplers |= {name: each for name, each in found.items() if isinstance(each, Sampler)}
+        timings = alternate_samples({name: each.sample for name, each in samplers.items()}, budget_s=budget_s)
     mine = timings["ours"]
     row: Row = {
         "bench": "ops",
         "op": case.op,
         "case": case.name,
         "backend": backend,
+        "device": device,
         "inputs": "cold" if rotation.is_cold else "warm",
+        "clock": samplers["ours"].way,
         "us": mine.median_s * 1e6,
         "spread_percent": mine.spread * 100,
         "min_us": mine.min_s * 1e6,
@@ -84,11 +94,35 @@ def time_case(
         "flops": cost.flops,
         "rate": case.rate,
     }
-    if with_torch:
-        peer = timings["torch"]
-        row |= {"torch_us": peer.median_s * 1e6, "torch_min_us": peer.min_s * 1e6, "torch_way": case.torch_way}
-        row["times_torch"] = peer.min_s / mine.min_s
-    return row
+    for name, each in found.items():
+        row |= {f"{name}_why": each} if isinstance(each, str) else peer_columns(name, each.way, timings[name], mine)
+    return row | ({"torch_way": case.torch_way} if "torch" in timings else {})
+
+
+def peer_sampler(name: str, case: BenchCase, copies: Sequence[Inputs], device: str) -> Sampler | str:
+    """How to time a peer on the same inputs; the reason where it cannot run."""
+    try:
+        calls: list[Call] = [op_peers.call(name, case, inputs) for inputs in copies]
+        return sampler(device, calls)
+    except (PagedServeError, ImportError) as error:
+        return str(error)
+
+
+def peer_columns(name: str, way: str, peer: Timing, mine: Timing) -> Row:
+    return {
+        f"{name}_us": peer.median_s * 1e6,
+        f"{name}_min_us": peer.min_s * 1e6,
+        f"{name}_clock": way,
+        f"times_{name}": peer.min_s / mine.min_s,
+    }
+
+
+def columns(peers: Sequence[str]) -> dict[str, str]:
+    """The table's columns, with two for each peer."""
+    found = dict(COLUMNS)
+    for name in peers:
+        found |= {f"{name}_min_us": f"{name} min us", f"times_{name}": f"x {name}"}
+    return found
 
 
 def under_roof(row: Row, roof: Roof) -> Row:
@@ -110,7 +144,8 @@ def chosen(names: Sequence[str], grid: str, only: str) -> Iterator[BenchCase]:
                 yield case
 
 
-def repro(case: BenchCase, backend: str, peer: str, threads: int, grid: str) -> str:
+def repro(case: BenchCase, args: Any) -> str:
     """The command that times this case again."""
-    words = ["python", "-m", "bench", "ops", case.op, "--backend", backend, "--peer", peer]
-    return shlex.join([*words, "--threads", str(threads), "--grid", grid, "--only", case.name])
+    words = ["python", "-m", "bench", "ops", case.op, "--backend", args.backend, "--peer", args.peer]
+    words += ["--device", args.device, "--threads", str(args.threads), "--grid", args.grid, "--only", case.name]
+    return shlex.join(words)

@@ -26,6 +26,7 @@ SIGNATURE = (
     "cores",
     "load_before",
     "gpu",
+    "driver",
     "os",
     "python",
     "torch",
@@ -55,6 +56,16 @@ def gpu_name() -> str:
     if not torch.cuda.is_available():
         return "none"
     return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
+
+
+def driver() -> str:
+    """The NVIDIA driver's version, or "none"."""
+    try:
+        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return done.stdout.partition("\n")[0].strip() or "none" if done.returncode == 0 else "none"
 
 
 def version_of(package: str) -> str:
@@ -91,6 +102,7 @@ def sign(threads: int, command: str) -> Row:
         "cores": cores,
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "gpu": gpu_name(),
+        "driver": driver(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "torch": version_of("torch"),

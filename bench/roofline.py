@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine can do at best, measured: read and copy bandwidth, and multiply-add rates of matrix products.
 
-Reads are torch's maximum over a float tensor four times the last cache; products are torch's 1024 x 1024 matrix
-products in float32, bfloat16 and int8 (sums in int32). The best of many calls counts: a roof is what is possible.
+Reads are torch's maximum over a float tensor four times the last cache; products are torch's square matrix products
+in float32, bfloat16 and int8 (sums in int32). The best of many calls counts: a roof is what is possible.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.timing import cache_bytes
+from bench.device import Call, between_events
+from bench.timing import cache_bytes, seconds_of
 
 EDGE = 1024
 RATES = ("float32", "bfloat16", "int8")
@@ -47,51 +48,63 @@ class Roof:
         return "memory" if is_memory else "compute"
 
 
-def best_s(call: Callable[[], object], budget_s: float) -> float:
+def best_s(call: Callable[[], object], budget_s: float, seconds: Callable[[Call], float] = seconds_of) -> float:
     """The shortest of the calls that fit the budget, two at least; the first warms up and does not count."""
     call()
     best = float("inf")
     end = time.perf_counter() + budget_s
     for count in range(1_000_000):
-        begin = time.perf_counter()
-        call()
-        now = time.perf_counter()
-        best = min(best, now - begin)
-        if count and now >= end:
+        best = min(best, seconds(call))
+        if count and time.perf_counter() >= end:
             break
     return best
 
 
-def bandwidths(num_bytes: int, budget_s: float) -> tuple[float, float]:
+def bandwidths(num_bytes: int, budget_s: float, device: str = "cpu") -> tuple[float, float]:
     """Bytes a second of reading a tensor, and of copying it (read and written bytes together)."""
-    source = torch.zeros(num_bytes // 4)
+    seconds = between_events if device == "cuda" else seconds_of
+    source = torch.randn(num_bytes // 4, device=device)
     target = torch.empty_like(source)
-    read = source.nbytes / best_s(source.max, budget_s)
-    return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s)
+    read = source.nbytes / best_s(source.max, budget_s, seconds)
+    return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s, seconds)
 
 
-def measure(num_threads: int, *, budget_s: float = 2.0, num_bytes: int | None = None, edge: int = EDGE) -> Roof:
+def products(edge: int, device: str) -> dict[str, Call]:
+    """Matrix products in each of RATES, on random numbers: zeros draw less power and run faster."""
+    square = torch.randn(edge, edge, device=device)
+    half, codes = square.bfloat16(), (square * 32).to(torch.int8)
+    return {
+        "float32": lambda: square @ square,
+        "bfloat16": lambda: half @ half,
+        "int8": lambda: torch._int_mm(codes, codes),
+    }
+
+
+def measure(
+    num_threads: int,
+    *,
+    budget_s: float = 2.0,
+    num_bytes: int | None = None,
+    edge: int | None = None,
+    device: str = "cpu",
+) -> Roof:
     """Measures a Roof; torch's number of threads is what it was, afterwards.
 
     Args:
         budget_s: for all five measurements together, about.
-        num_bytes: of the tensor that is read; default four times the last cache.
-        edge: of the square matrices.
+        num_bytes: of the tensor that is read; default four times the last cache, on a GPU 2 GiB.
+        edge: of the square matrices; default EDGE, on a GPU eight times that.
+        device: "cpu" or "cuda".
     """
     share_s = budget_s / 5
+    on_gpu = device == "cuda"
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        read, copy = bandwidths(num_bytes or 4 * cache_bytes(), share_s)
-        operations = 2.0 * edge**3
-        square = torch.ones(edge, edge)
-        half, codes = square.bfloat16(), square.to(torch.int8)
-        products: dict[str, Callable[[], object]] = {
-            "float32": lambda: square @ square,
-            "bfloat16": lambda: half @ half,
-            "int8": lambda: torch._int_mm(codes, codes),
-        }
-        rates = {name: operations / best_s(product, share_s) for name, product in products.items()}
+        read, copy = bandwidths(num_bytes or (2 << 30 if on_gpu else 4 * cache_bytes()), share_s, device)
+        edge = edge or (8 * EDGE if on_gpu else EDGE)
+        seconds = between_events if on_gpu else seconds_of
+        rates = {name: 2.0 * edge**3 / best_s(call, share_s, seconds) for name, call in products(edge, device).items()}
     finally:
         torch.set_num_threads(threads_before)
     return Roof(num_threads, read, copy, rates)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,21 +70,34 @@ class Rotation(Generic[Inputs]):
     The copies take twice the cache together; one is enough for a call that reads as much by itself. No more than
     MAX_COPIES are made.
 
+    Args:
+        cold_bytes: that the copies shall take together; default twice cache.
+        cache: bytes of the cache; default the processor's last.
+
     Attributes:
         is_cold: the copies do take so much.
     """
 
-    def __init__(self, make: Callable[[], Inputs], nbytes: int, cold_bytes: int | None = None) -> None:
-        cold = 2 * cache_bytes() if cold_bytes is None else cold_bytes
+    def __init__(
+        self, make: Callable[[], Inputs], nbytes: int, cold_bytes: int | None = None, cache: int | None = None
+    ) -> None:
+        cache = cache or cache_bytes()
+        cold = 2 * cache if cold_bytes is None else cold_bytes
         needed = max(1, -(-cold // max(nbytes, 1)))
         self.copies = [make() for _ in range(min(needed, MAX_COPIES))]
-        self.is_cold = len(self.copies) * nbytes >= 2 * cache_bytes()
+        self.is_cold = len(self.copies) * nbytes >= 2 * cache
         self._next = 0
 
     def next(self) -> Inputs:
         copy = self.copies[self._next]
         self._next = (self._next + 1) % len(self.copies)
         return copy
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def alternate(
@@ -96,16 +110,22 @@ def alternate(
         budget_s: for all variants together; at least min_calls each are timed whatever they take.
         warm_calls: untimed calls of each before.
     """
-    for call in variants.values():
+    samples = {name: functools.partial(seconds_of, call) for name, call in variants.items()}
+    return alternate_samples(samples, budget_s=budget_s, min_calls=min_calls, warm_calls=warm_calls)
+
+
+def alternate_samples(
+    samples: Mapping[str, Callable[[], float]], *, budget_s: float, min_calls: int = 5, warm_calls: int = 2
+) -> dict[str, Timing]:
+    """The same for variants that time themselves: each gives the seconds of a call."""
+    for sample in samples.values():
         for _ in range(warm_calls):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+            sample()
+    seconds: dict[str, list[float]] = {name: [] for name in samples}
     end = time.perf_counter() + budget_s
     rounds = 0
     while rounds < min_calls or time.perf_counter() < end:
-        for name, call in variants.items():
-            begin = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - begin)
+        for name, sample in samples.items():
+            seconds[name].append(sample())
         rounds += 1
     return {name: summarise(values) for name, values in seconds.items()}

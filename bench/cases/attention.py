@@ -98,7 +98,8 @@ class AttentionShape:
         q = inputs["q"].view(self.num_seqs, self.q_len, self.num_q_heads, self.head_dim).transpose(1, 2)
         mask = None
         if self.q_len > 1:
-            behind = torch.arange(self.kv_len)[None, :] - torch.arange(self.kv_len - self.q_len, self.kv_len)[:, None]
+            keys = torch.arange(self.kv_len, device=q.device)
+            behind = keys[None, :] - keys[self.kv_len - self.q_len :, None]
             mask = behind <= 0  # [q_len, kv_len]
         k, v = (self._gathered(inputs, name, q.dtype) for name in "kv")
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
