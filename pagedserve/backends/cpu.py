@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pagedserve import _C, settings
 from pagedserve.backends import cpu_params as params_of
-from pagedserve.backends.cpu_params import DTYPES
+from pagedserve.backends import params as shared
 from pagedserve.backends.cpu_weight import PackedWeight
 from pagedserve.errors import BackendUnavailable
 
@@ -64,6 +64,7 @@ def paged_decode(
     v_scales: Tensor | None,
     out: Tensor,
     lse: Tensor | None,
+    workspace: Tensor | None,
     q_len: int,
     scale: float,
     window: int,
@@ -100,20 +101,22 @@ def paged_prefill(
     _run(_C.paged_attention, params)
 
 
+def plan_decode(
+    kv_lens: Tensor,
+    workspace: Tensor,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_len: int,
+    window: int,
+    num_blocks: int,
+) -> None:
+    fields = shared.plan_decode(kv_lens, workspace, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks)
+    _C.plan_decode(shared.struct(_C.PlanDecodeParams, fields))
+
+
 def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> None:
-    num_states, num_tokens, num_heads, head_dim = o.shape
-    params = _C.MergeStatesParams(
-        states=o.data_ptr(),
-        state_lse=lse.data_ptr(),
-        out=out.data_ptr(),
-        lse=out_lse.data_ptr(),
-        num_tokens=num_tokens,
-        num_states=num_states,
-        num_heads=num_heads,
-        head_dim=head_dim,
-        dtype=DTYPES[o.dtype],
-    )
-    _run(_C.merge_states, params)
+    _run(_C.merge_states, shared.struct(_C.MergeStatesParams, shared.merge_states(o, lse, out, out_lse)))
 
 
 def append_kv(
@@ -129,18 +132,7 @@ def append_kv(
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:
-    item_bytes = src.element_size()
-    params = _C.CopyPagesParams(
-        src=src.data_ptr(),
-        dst=dst.data_ptr(),
-        src_pages=src_pages.data_ptr(),
-        dst_pages=dst_pages.data_ptr(),
-        num_copies=len(src_pages),
-        page_bytes=src[:1].numel() * item_bytes,
-        src_page_stride_bytes=src.stride(0) * item_bytes,
-        dst_page_stride_bytes=dst.stride(0) * item_bytes,
-    )
-    _C.copy_pages(params, TEAMS.get())
+    _C.copy_pages(shared.struct(_C.CopyPagesParams, shared.copy_pages(src, dst, src_pages, dst_pages)), TEAMS.get())
 
 
 def rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None, out: Tensor, eps: float, accumulate: bool) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pagedserve import _C
 from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends.cpu import TEAMS, isa, packed
+from pagedserve.backends.params import DTYPES, WITH_SCALES
 from pagedserve.errors import InvalidInput
 from pagedserve.memory import Arena
 
@@ -209,9 +210,9 @@ class CpuStep:
         num_pages, page_size, num_kv_heads, _ = layer.k.shape
         head_dim = layer.head_dim
         for name, pages, scales in (("k", layer.k, layer.k_scales), ("v", layer.v, layer.v_scales)):
-            if pages.shape != layer.k.shape or pages.dtype not in params_of.DTYPES or pages.stride(3) != 1:
+            if pages.shape != layer.k.shape or pages.dtype not in DTYPES or pages.stride(3) != 1:
                 raise InvalidInput(f"{op}: {name} pages are {_words(pages)}; k pages are {_words(layer.k)}")
-            if (scales is not None) != (pages.dtype in params_of.WITH_SCALES):
+            if (scales is not None) != (pages.dtype in WITH_SCALES):
                 given = "without" if scales is None else "with"
                 raise InvalidInput(f"{op}: {name} pages are {pages.dtype} {given} scales")
             if scales is not None and (scales.shape != pages.shape[:3] or scales.dtype != torch.float32):

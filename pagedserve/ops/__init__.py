@@ -7,6 +7,7 @@ from pagedserve.ops.cache import append_kv, copy_pages
 from pagedserve.ops.call import Explanation, explain
 from pagedserve.ops.fused import gelu_mul, rms_norm, rope, silu_mul, soft_cap
 from pagedserve.ops.linear import embed, linear, take_rows
+from pagedserve.ops.plan import decode_workspace_bytes, plan_decode
 from pagedserve.ops.registry import backends_of
 from pagedserve.ops.rope_table import rope_table
 from pagedserve.ops.sampling import Sampled, sample
@@ -38,6 +39,7 @@ __all__ = [
     "backends_of",
     "check_backend",
     "copy_pages",
+    "decode_workspace_bytes",
     "embed",
     "explain",
     "gelu_mul",
@@ -46,6 +48,7 @@ __all__ = [
     "merge_states",
     "paged_decode",
     "paged_prefill",
+    "plan_decode",
     "rms_norm",
     "rope",
     "rope_table",

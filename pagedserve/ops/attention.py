@@ -34,6 +34,7 @@ def paged_decode(
     v_scales: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    workspace: Tensor | None = None,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -61,6 +62,8 @@ def paged_decode(
         k_scales, v_scales: [num_pages, page_size, num_kv_heads] float32: value = code * scale.
         out: like q, sharing no memory with it; made if None.
         lse: [num_seqs * q_len, num_q_heads] float32; made if None and return_lse.
+        workspace: [workspace_bytes] uint8 in which `plan_decode` has planned this call, for backend "cuda": made and
+            planned if None, which a CUDA graph cannot hold and a hot path should not pay for. Others do not look at it.
         backend: "auto", or one of `backends_of("paged_decode")`. A named backend never falls back.
 
     Returns:
@@ -78,11 +81,11 @@ def paged_decode(
         raise InvalidInput(f"paged_decode: q_len is {q_len!r}; give a whole number, 1 or above")
     operands = (
         q, k_pages, v_pages, page_table, kv_lens, tree_mask, sinks, alibi_slopes, k_scales, v_scales,
-        MAKE if out is None else out, MAKE if lse is None and return_lse else lse,
+        MAKE if out is None else out, MAKE if lse is None and return_lse else lse, workspace,
     )  # fmt: skip
     scalars: dict[str, Scalar] = {"q_len": q_len, **_options(q, scale, window, soft_cap)}
-    made = run(PAGED_DECODE, operands, scalars, backend, q_len=q_len)
-    return made[-2:] if return_lse else made[-2]
+    *_, made_out, made_lse, _ = run(PAGED_DECODE, operands, scalars, backend, q_len=q_len)
+    return (made_out, made_lse) if return_lse else made_out
 
 
 def paged_prefill(

@@ -132,7 +132,7 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
     counts = {**bound, **rules.count(spec, named, bound)}
     return Explanation(
         op=op,
-        backend=able[0] if able else None,
+        backend=next((row.backend for row in rows if row.automatic and row.backend in able), None),
         refused={name: found for name, found in against.items() if found},
         able=able,
         flops=int(spec.flops(counts)),

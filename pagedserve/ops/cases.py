@@ -107,6 +107,14 @@ def _prefill(case: Case, random: torch.Generator) -> Arguments:
     return _attention(case, random) | {"q_starts": starts}
 
 
+def _plan(case: Case, random: torch.Generator) -> Arguments:
+    return {
+        "kv_lens": torch.tensor(case.lens, dtype=torch.int32),
+        "workspace": torch.full((case.sizes["workspace_bytes"],), 0xAB, dtype=torch.uint8),
+        **case.options,
+    }
+
+
 def _merge(case: Case, random: torch.Generator) -> Arguments:
     shape = tuple(case.sizes[name] for name in ("num_states", "num_tokens", "num_heads", "head_dim"))
     o, lse = _normal(shape, _dtype(case, "o"), random), torch.randn(shape[:3], generator=random) * 5
@@ -230,6 +238,7 @@ MAKERS: dict[str, Callable[[Case, torch.Generator], Arguments]] = {
     "paged_decode": _attention,
     "paged_prefill": _prefill,
     "merge_states": _merge,
+    "plan_decode": _plan,
     "append_kv": _append,
     "copy_pages": _copy,
     "rms_norm": _norm,

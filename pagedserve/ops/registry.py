@@ -57,12 +57,17 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of one op: the function of the op's name in a module, imported when first used."""
+    """One implementation of one op: the function of the op's name in a module, imported when first used.
+
+    Attributes:
+        automatic: whether "auto" may choose it.
+    """
 
     op: str
     backend: str
     module: str
     requirement: Requirement = Requirement()
+    automatic: bool = True
 
 
 def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
@@ -77,6 +82,7 @@ CPU_OPS: dict[str, Requirement] = {
     "paged_decode": _on_cpu(q=FLOATS, k_pages=KV),
     "paged_prefill": _on_cpu(q=FLOATS, k_pages=KV),
     "merge_states": _on_cpu(o=FLOATS),
+    "plan_decode": _on_cpu(),
     "append_kv": _on_cpu(k=FLOATS, k_pages=KV),
     "copy_pages": _on_cpu(),
     "rms_norm": _on_cpu(x=FLOATS),
@@ -140,6 +146,8 @@ def refusals(row: Row, call: Call) -> list[str]:
             _load(row.module, row.op)
         except ImportError as error:
             found.append(f"it cannot be imported here ({error}): reinstall pagedserve, or build its extension")
+        except BackendUnavailable as error:
+            found.append(str(error))
     return found
 
 
@@ -152,7 +160,7 @@ def choose(call: Call, backend: str) -> Callable[..., None]:
         BackendUnavailable: the named backend cannot run this call, or none can. A named one never falls back.
     """
     rows = rows_of(call.op)
-    tried = [row for row in rows if backend in ("auto", row.backend)]
+    tried = [row for row in rows if backend == row.backend or (backend == "auto" and row.automatic)]
     if not tried:
         raise InvalidInput(f"{call.op} has no backend {backend!r}; choose from auto, {', '.join(backends_of(call.op))}")
     against = []

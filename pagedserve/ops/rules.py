@@ -13,6 +13,7 @@ from torch import Tensor
 from pagedserve.errors import InvalidInput
 from pagedserve.ops.check import element_type
 from pagedserve.ops.weight import Weight
+from pagedserve.specs.plan_layout import MAX_BLOCKS, PlanLayout
 from pagedserve.specs.spec import ITEM_BYTES, QUANTISED, OpSpec
 
 MAX_HEAD_DIM = 256
@@ -47,6 +48,8 @@ def _attention_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
         )
     _page_size(op, sizes)
     _scales(op, tensors)
+    if tensors.get("workspace") is not None:
+        _workspace(op, tensors["workspace"], sizes)
     if sizes["soft_cap"] < 0:
         raise InvalidInput(f"{op}: soft_cap is {sizes['soft_cap']}; give a cap above 0, or 0 for none")
 
@@ -106,6 +109,35 @@ def _soft_cap_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
         raise InvalidInput(f"{op}: cap is {sizes['cap']}; give a number above 0")
 
 
+def _plan_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
+    for name in ("num_q_heads", "num_kv_heads", "head_dim", "q_len"):
+        if sizes[name] < 1:
+            raise InvalidInput(f"{op}: {name} is {sizes[name]}; give a whole number, 1 or above")
+    if sizes["num_q_heads"] % sizes["num_kv_heads"]:
+        raise InvalidInput(
+            f"{op}: num_q_heads is {sizes['num_q_heads']}, num_kv_heads {sizes['num_kv_heads']}; num_q_heads must be a "
+            f"multiple of num_kv_heads"
+        )
+    if not 1 <= sizes["num_blocks"] <= MAX_BLOCKS:
+        raise InvalidInput(f"{op}: num_blocks is {sizes['num_blocks']}; give 1 to {MAX_BLOCKS}")
+    _workspace(op, tensors["workspace"], sizes)
+
+
+def _workspace(op: str, workspace: Tensor, sizes: Mapping[str, Any]) -> None:
+    """Room for a plan. With room for no partial, sequences stay whole: slow, but legal."""
+    num_strands = sizes["num_seqs"] * sizes["num_q_heads"] * sizes["q_len"]
+    if num_strands > 2**31 - 1:
+        raise InvalidInput(f"{op}: num_seqs * num_q_heads * q_len is {num_strands}; supported: up to {2**31 - 1}")
+    names = ("num_seqs", "num_q_heads", "num_kv_heads", "head_dim", "q_len")
+    needed = PlanLayout.of(*(sizes[name] for name in names)).partials
+    if sizes["workspace_bytes"] < needed:
+        raise InvalidInput(
+            f"{op}: workspace has {sizes['workspace_bytes']} bytes; a plan of "
+            f"{', '.join(f'{name} {sizes[name]}' for name in names)} takes at least {needed}: make it as large as "
+            f"ops.decode_workspace_bytes says"
+        )
+
+
 def _merge_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
     if sizes["num_states"] < 1:
         raise InvalidInput(f"{op}: num_states (axis 0 of o) is 0; give at least one state")
@@ -120,6 +152,7 @@ SIZE_RULES: dict[str, Callable[[str, Named, Mapping[str, Any]], None]] = {
     "paged_decode": _attention_sizes,
     "paged_prefill": _attention_sizes,
     "merge_states": _merge_sizes,
+    "plan_decode": _plan_sizes,
     "append_kv": _append_sizes,
     "copy_pages": _copy_sizes,
     "rms_norm": _norm_sizes,
@@ -259,7 +292,7 @@ def count(spec: OpSpec, named: Named, sizes: Mapping[str, int]) -> dict[str, flo
             counts[f"{name}_nbytes"] = operand.nbytes
         elif operand is not None:
             counts[f"{name}_bytes"] = ITEM_BYTES[element_type(spec, name, operand)]
-    if "kv_lens" in named:
+    if "page_table" in named:
         lens = named["kv_lens"].clamp(min=0).long()
         starts = named.get("q_starts")
         q_lens = torch.full_like(lens, sizes["q_len"]) if starts is None else starts.diff().long()

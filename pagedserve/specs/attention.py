@@ -126,7 +126,8 @@ PAGED_DECODE = OpSpec(
     tensors=_tensors(
         "num_seqs*q_len",
         TensorSpec("tree_mask", "num_seqs q_len q_len", ("bool",), optional=True, layout="dense"),
-    ),
+    )
+    + (TensorSpec("workspace", "workspace_bytes", ("uint8",), mutated=True, optional=True, layout="dense"),),
     scalars=(ScalarSpec("q_len", "int", 1), *OPTIONS),
     reference="attention.paged_decode",
     flops=attention_flops,

@@ -21,7 +21,7 @@ def one_key_more(*arguments):
 
 
 def ignores_the_window(*arguments):
-    attention.paged_decode(*arguments[:14], 0, arguments[15])
+    attention.paged_decode(*arguments[:15], 0, arguments[16])
 
 
 def lse_without_sinks(*arguments):
@@ -33,7 +33,7 @@ def lse_without_sinks(*arguments):
 def empty_rows_untouched(*arguments):
     kept = arguments[10].clone().fill_(1.0)
     attention.paged_decode(*arguments)
-    empty = (arguments[4] <= 0).repeat_interleave(arguments[12])
+    empty = (arguments[4] <= 0).repeat_interleave(arguments[13])
     arguments[10][empty] = kept[empty]
 
 

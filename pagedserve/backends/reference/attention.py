@@ -127,6 +127,7 @@ def paged_decode(
     v_scales: Tensor | None,
     out: Tensor,
     lse: Tensor | None,
+    workspace: Tensor | None,
     q_len: int,
     scale: float,
     window: int,
