@@ -9,6 +9,7 @@ from typing import Any
 from pagedserve.cli.console import Console
 from pagedserve.errors import InvalidInput
 from pagedserve.specs import SPECS
+from pagedserve.specs.plan_layout import workspace_bytes
 from pagedserve.specs.spec import PACKED, QUANTISED
 
 # A step of 8 sequences of an 8B Llama. Sizes that are not given follow from these.
@@ -77,7 +78,7 @@ class Call:
                 self._values[key] = _number(key, value)
             else:
                 raise InvalidInput(f"{spec.name} has no {key!r}; --shape knows {', '.join(known)}")
-        self._sizes = {name: size for name, size in _complete(sizes).items() if name in axes}
+        self._sizes = {name: size for name, size in _complete({**sizes, **self._values}).items() if name in axes}
 
     def describe(self) -> str:
         """Sizes, dtypes and scalars in one line."""
@@ -168,7 +169,14 @@ def _complete(given: dict[str, int]) -> dict[str, int]:
     sizes.setdefault("rotary_dim", sizes["head_dim"])
     sizes.setdefault("max_pages", max(1, -(-sizes["kv_len"] // max(sizes["page_size"], 1))))
     sizes.setdefault("num_pages", sizes["num_seqs"] * sizes["max_pages"])
+    heads = (max(1, int(sizes[name])) for name in ("num_q_heads", "num_kv_heads", "head_dim", "q_len"))
+    sizes.setdefault("workspace_bytes", _workspace(sizes["num_seqs"], sizes["kv_len"], *heads))
     return sizes
+
+
+def _workspace(num_seqs: int, kv_len: int, num_q_heads: int, num_kv_heads: int, head_dim: int, q_len: int) -> int:
+    num_q_heads = max(num_q_heads, num_kv_heads)  # what does not fit is the op's to say
+    return workspace_bytes(num_seqs, num_q_heads, num_kv_heads, head_dim, max_kv_tokens=num_seqs * kv_len, q_len=q_len)
 
 
 def _weight(format: str, shape: list[int]) -> Any:
