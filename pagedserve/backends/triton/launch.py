@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A launch as data: a kernel, its grid, and its arguments. Run on a device, interpreted, or compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from triton import JITFunction
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of one kernel.
+
+    Attributes:
+        grid: programs along each axis; a launch with a 0 among them does nothing.
+        arguments: tensors, numbers, and None for a tensor that the call has not, by the kernel's names.
+        constants: what the kernel is compiled for, by the kernel's names.
+        num_warps, num_stages: of the compiled kernel.
+    """
+
+    kernel: JITFunction[Any]
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.fn.__name__)
+
+    @property
+    def num_programs(self) -> int:
+        total = 1
+        for count in self.grid:
+            total *= count
+        return total
+
+    def run(self) -> None:
+        """On the device of its tensors. Compiles at the first call of its kind, unless Triton's cache has it."""
+        if self.num_programs:
+            self.kernel[self.grid](**self._everything())
+
+    def compile(self) -> Any:
+        """The compiled kernel for the active driver's target, from Triton's cache where it is there already."""
+        return self.kernel.warmup(grid=self.grid, **self._everything())
+
+    def _everything(self) -> dict[str, Any]:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**self.arguments, **self.constants, **options}
+
+
+def signature_of(op: Callable[..., None], build: Callable[..., list[Launch]]) -> Callable[..., None]:
+    """op with the name and annotations of what builds its launches, but for the target."""
+    op.__name__ = build.__name__
+    op.__annotations__ = {name: kind for name, kind in build.__annotations__.items() if name != "target"}
+    op.__annotations__["return"] = None
+    return op
