@@ -80,7 +80,7 @@ def test_wheel_has_type_information_and_every_package(checkout, tmp_path):
     done = setup_py(checkout, "-q", "build_py", "--build-lib", str(tmp_path))
     assert done.returncode == 0, done.stderr
     built = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "pagedserve").rglob("*.py")}
+    sources = {str(path.relative_to(ROOT)) for kind in ("*.py", "*.json") for path in (ROOT / "pagedserve").rglob(kind)}
     assert built == sources | {"pagedserve/py.typed", "pagedserve/_C.pyi"}
 
 

@@ -28,7 +28,7 @@ PACKAGES = (
     ("jinja2", "chat templates", "pip install 'pagedserve[models]'"),
     ("rich", "live views and tables", "pip install 'pagedserve[cli]'"),
     ("matplotlib", "the demo's plot", "pip install 'pagedserve[plot]'"),
-    ("triton", "not used by this version", ""),
+    ("triton", "the Triton backend", "pip install 'pagedserve[triton]'"),
     ("transformers", "not needed: the tests compare with it", ""),
 )
 NEEDED = ("torch", "numpy", "tokenizers", "jinja2")  # by the demo
@@ -137,7 +137,7 @@ def _backends(problems: list[str]) -> Iterator[str]:
 def _import_refusals(row: Any) -> list[str]:
     try:
         getattr(importlib.import_module(row.module), row.op)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, PagedServeError) as error:
         return [str(error)]
     return []
 

@@ -96,9 +96,29 @@ CPU_OPS: dict[str, Requirement] = {
     "sample": _on_cpu(logits=F32),
 }
 
+# dtypes of what Triton runs: on CUDA tensors, and interpreted, for those who ask, on the CPU's.
+TRITON_OPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "paged_decode": {"q": FLOATS, "k_pages": KV},
+    "paged_prefill": {"q": FLOATS, "k_pages": KV},
+    "merge_states": {"o": FLOATS},
+    "append_kv": {"k": FLOATS, "k_pages": KV},
+    "rms_norm": {"x": FLOATS},
+    "rope": {"x": FLOATS},
+    "silu_mul": {"gate_up": FLOATS},
+    "gelu_mul": {"gate_up": FLOATS},
+}
+
 # The order of an op's rows is the order in which "auto" tries them.
 TABLE: tuple[Row, ...] = (
     *(Row(op, "cpu", "pagedserve.backends.cpu", requirement) for op, requirement in CPU_OPS.items()),
+    *(
+        Row(op, "triton", "pagedserve.backends.triton.ops", Requirement(("cuda",), dtypes))
+        for op, dtypes in TRITON_OPS.items()
+    ),
+    *(
+        Row(op, "triton-interpreted", "pagedserve.backends.triton.interpreted", Requirement(("cpu",), dtypes), False)
+        for op, dtypes in TRITON_OPS.items()
+    ),
     *(
         Row(op, "reference", f"pagedserve.backends.reference.{spec.reference.partition('.')[0]}")
         for op, spec in SPECS.items()

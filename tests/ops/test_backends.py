@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every backend of every op against the float64 reference, on the spec's cases, with poison where nothing is read."""
 
+import importlib.util
+
 import pytest
 
-from pagedserve import ops
 from pagedserve.ops.cases import make_inputs
+from pagedserve.ops.registry import TABLE
 from pagedserve.specs import SPECS
 from tests.ops.agreement import check_backend
 
+WITHOUT_TRITON = importlib.util.find_spec("triton") is None
+TRITON = (pytest.mark.triton, pytest.mark.skipif(WITHOUT_TRITON, reason="Triton is not installed"))
 CALLS = [
-    pytest.param(name, backend, case, id=f"{name}-{backend}-{case.id}")
-    for name, spec in SPECS.items()
-    for backend in ops.backends_of(name)
-    if backend != "reference"
-    for case in spec.cases()
+    pytest.param(
+        row.op,
+        row.backend,
+        case,
+        id=f"{row.op}-{row.backend}-{case.id}",
+        marks=TRITON if row.backend == "triton-interpreted" else (),
+    )
+    for row in TABLE
+    if row.backend != "reference" and "cpu" in row.requirement.devices
+    for case in SPECS[row.op].cases()
 ]
 
 
