@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands.add_parser("generate", help="answer one prompt, word by word"))
     _add_chat(commands.add_parser("chat", help="talk with a model"))
     _add_demo(commands.add_parser("demo", help="serve a real model to many users at once, and show what they feel"))
+    _add_plan(commands.add_parser("plan", help="replicas, spikes and cost of a crowd, simulated in seconds"))
     commands.add_parser("doctor", help="what is installed, what can run here, and why the rest cannot")
     _add_explain(commands.add_parser("explain", help="which backend runs an op, and why the others do not"))
     return parser
@@ -81,6 +82,32 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="of each answer (default: 64)")
     parser.add_argument("--out", default="out/demo.png", metavar="PNG", help="the plot; a .json stands beside it")
     _add_model(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--users", type=_positive, default=10_000, metavar="N", help="people (default: 10000)")
+    parser.add_argument("--every", default="60s", metavar="TIME", help="each asks once in this time (default: 60s)")
+    parser.add_argument(
+        "--slo",
+        default="ttft=1s,tpot=50ms",
+        metavar="PROMISE",
+        help="first token, mean gap, whole answer, as ttft=1s,tpot=50ms,total=30s (default: ttft=1s,tpot=50ms)",
+    )
+    parser.add_argument("--model", default="llama-3-8b", metavar="MODEL", help="a known name or a folder")
+    parser.add_argument("--weights", default="bf16", metavar="FORMAT", help="bf16 or fp8 (default: bf16)")
+    parser.add_argument("--gpu", default="h200", metavar="GPU", help="b200, h200, h100, a100 or l40s (default: h200)")
+    parser.add_argument(
+        "--steps", metavar="LOG", help="a real engine's event log: its steps in place of --model and --gpu"
+    )
+    means = "mean of the prompts (default: 1155, Azure's conversations of 2023)"
+    parser.add_argument("--prompt-tokens", type=float, default=1155.0, metavar="N", help=means)
+    parser.add_argument("--output-tokens", type=float, default=211.0, metavar="N", help="of the answers (default: 211)")
+    parser.add_argument("--spike", type=float, default=10.0, metavar="FACTOR", help="times the users (default: 10)")
+    parser.add_argument("--start", default="90s", metavar="TIME", help="what a replica takes to start (default: 90s)")
+    parser.add_argument("--price", type=float, default=4.0, metavar="PRICE", help="of a replica's hour (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the simulated crowd (default: 0)")
+    parser.add_argument("--json", action="store_true", help="the numbers on stdout in place of tables")
+    parser.add_argument("--out", default="out/plan.png", metavar="PNG", help="the plot; a .json stands beside it")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a real engine's event log to a step cost: every step that the log holds, and prices fitted to them.
+
+The log says when each step was planned and when it was done; the scheduler, replaying it, says what was in it. Prices
+are found by least squares of the relative error, each at least 0, and steps that took far longer than their like
+(another program had the processor) count less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from os import PathLike
+
+from pagedserve.errors import InvalidInput
+from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.events import Planned, Record, StepDone, StepFailed
+from pagedserve.scheduling.log import read_log
+from pagedserve.scheduling.scheduler import Scheduler
+from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
+from pagedserve.simulate.hardware import Constant, Machine
+
+KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """A step that a real engine computed. period_s: until the next was planned, where that followed at once."""
+
+    t: float
+    work: StepWork
+    seconds: float
+    period_s: float
+
+
+def measured_steps(config: SchedulerConfig, records: Iterable[Record]) -> Iterator[MeasuredStep]:
+    """The steps of a log that were done, in order.
+
+    A step's period is from its plan to the next one, if that was made within a step's time after its end: what the loop
+    does between two steps is in it. Else it is the step's own seconds.
+    """
+    scheduler = Scheduler(config)
+    plan, planned_s = None, 0.0
+    last: MeasuredStep | None = None
+    for record in records:
+        if isinstance(record, Planned):
+            if last is not None:
+                gap = record.t - last.t - last.seconds
+                yield replace(last, period_s=last.seconds + gap) if 0 <= gap < last.seconds else last
+                last = None
+            plan, planned_s = scheduler.plan(record.t), record.t
+            continue
+        if isinstance(record, StepDone) and plan is not None:
+            context = sum(len(scheduler.sequence(id).tokens) for id in plan.decode_ids)
+            seconds = record.t - planned_s
+            work = work_of(len(plan.decode_ids), context, plan.chunks)
+            last = MeasuredStep(planned_s, work, seconds, seconds) if seconds > 0 else None
+        if isinstance(record, (StepDone, StepFailed)):
+            plan = None
+        scheduler.apply(record)
+    if last is not None:
+        yield last
+
+
+def read_steps(path: str | PathLike[str]) -> tuple[SchedulerConfig, list[MeasuredStep]]:
+    """The config and the steps of an event log; InvalidInput where the file is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config, entries = read_log(file)
+            return config, list(measured_steps(config, (record for record, _ in entries)))
+    except OSError as error:
+        raise InvalidInput(f"the event log {str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A cost, and how far off it is on its own steps: in their whole time, and in a single one (median)."""
+
+    cost: StepCost
+    num_steps: int
+    total_error: float
+    median_error: float
+
+
+def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
+    """A step cost for measured periods.
+
+    Raises:
+        InvalidInput: fewer steps than there are prices to find.
+    """
+    knots = _knots(steps)
+    count = len(knots) + 3
+    if len(steps) < 4 * count:
+        raise InvalidInput(
+            f"{len(steps)} measured steps are too few for {count} prices; give a log of at least {4 * count}"
+        )
+    rows = [
+        [*hat_weights(s.work.num_tokens, knots), s.work.decode_context, s.work.chunk_context, s.work.num_rows]
+        for s in steps
+    ]
+    truth = [step.period_s for step in steps]
+    weights = [1.0 / value for value in truth]
+    prices = [0.0] * count
+    for _ in range(rounds):
+        prices = _least_squares(rows, truth, weights)
+        guesses = [sum(map(float.__mul__, map(float, row), prices)) for row in rows]
+        off = [abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True)]
+        typical = max(sorted(off)[len(off) // 2], 1e-6)
+        # Huber's weights: beyond three times the typical error a step pulls no harder than one at that distance.
+        weights = [min(1.0, (3 * typical / max(o, 1e-12)) ** 0.5) / v for o, v in zip(off, truth, strict=True)]
+    cost = StepCost(zip(knots, prices, strict=False), context_s=prices[-3], attend_s=prices[-2], row_s=prices[-1])
+    guesses = [cost.step_s(step.work) for step in steps]
+    errors = sorted(abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True))
+    return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
+
+
+def machine_from_log(path: str | PathLike[str]) -> Machine:
+    """The machine that wrote an event log."""
+    config, steps = read_steps(path)
+    fitted = fit(steps)
+    source = f"{fitted.num_steps:,} steps of {path}, median error {fitted.median_error:.1%}"
+    cost = fitted.cost
+    constants = (
+        *(Constant(f"step of {tokens:g} tokens", s * 1e3, "ms", "measured", source) for tokens, s in cost.curve),
+        Constant("reading a token's keys and values", cost.context_s * 1e9, "ns", "measured", source),
+        Constant("attending from a prompt's token to another", cost.attend_s * 1e9, "ns", "measured", source),
+        Constant("sampling a token", cost.row_s * 1e6, "us", "measured", source),
+        Constant(f"pages of {config.page_size} tokens", config.num_pages, "", "measured", f"the log's own: {path}"),
+    )
+    name = f"the machine of {path}"
+    return Machine(name, cost, config.num_pages, config.page_size, config.max_model_len, constants)
+
+
+def _knots(steps: Sequence[MeasuredStep]) -> list[float]:
+    """Of KNOTS, those with measured steps on both sides near enough to say something about them."""
+    sizes = sorted(step.work.num_tokens for step in steps)
+    if not sizes:
+        return [1.0]
+    chosen: list[float] = []
+    for low, high in pairwise(KNOTS):
+        if sum(low <= size < high for size in sizes) >= 4:
+            chosen += [float(low)] if low not in chosen else []
+            chosen.append(float(high))
+    # The ends go no further than what was measured.
+    inner = [knot for knot in chosen if sizes[0] < knot < sizes[-1]]
+    ends = {float(sizes[0]), float(sizes[-1])}
+    return sorted({*inner, *ends})
+
+
+def _least_squares(rows: Sequence[Sequence[float]], truth: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Prices of at least 0 that minimise sum((weight * (row . prices - truth))^2), by coordinate descent."""
+    count = len(rows[0])
+    scale = [max(abs(row[i]) * w for row, w in zip(rows, weights, strict=True)) or 1.0 for i in range(count)]
+    gram = [[0.0] * count for _ in range(count)]
+    target = [0.0] * count
+    for row, value, weight in zip(rows, truth, weights, strict=True):
+        scaled = [(i, entry * weight / scale[i]) for i, entry in enumerate(row) if entry]
+        for i, a in scaled:
+            target[i] += a * value * weight
+            line = gram[i]
+            for j, b in scaled:
+                line[j] += a * b
+    prices = [0.0] * count
+    for _ in range(4000):
+        moved = 0.0
+        for i in range(count):
+            if gram[i][i] > 0:
+                rest = sum(g * p for g, p in zip(gram[i], prices, strict=True)) - gram[i][i] * prices[i]
+                new = max(0.0, (target[i] - rest) / gram[i][i])
+                moved = max(moved, abs(new - prices[i]))
+                prices[i] = new
+        if moved < 1e-10 * max(prices):
+            break
+    return [price / s for price, s in zip(prices, scale, strict=True)]
