@@ -89,13 +89,13 @@ def _machine(args: argparse.Namespace) -> hardware.Machine:
     if args.steps is not None:
         return machine_from_log(args.steps)
     if Path(args.model).is_dir():
-        model = hardware.with_weights(_shape_of(Path(args.model)), args.weights)
+        model = hardware.with_weights(shape_of(Path(args.model)), args.weights)
     else:
         model = hardware.find_model(args.model, args.weights)
     return hardware.roofline(model, hardware.find_gpu(args.gpu))
 
 
-def _shape_of(folder: Path) -> hardware.ModelShape:
+def shape_of(folder: Path) -> hardware.ModelShape:
     """A Hugging Face folder's model."""
     models = importlib.import_module("pagedserve.models.config_huggingface")
     config = models.from_huggingface(models.read_json(folder / "config.json"))

@@ -79,10 +79,10 @@ def predictive(target_s: float, headroom: float = 1.15) -> Policy:
         climb = max(0.0, load.trend_tokens_per_s2)
         then = load.arriving_tokens_per_s + climb * load.start_s
         mean = load.arriving_tokens_per_s + climb * load.start_s / 2
-        surplus = max(0.0, mean - load.ready * load.replica_tokens_per_s) * load.start_s
-        # A backlog that those who serve now will have worked off by then calls for nobody.
-        spare = max(0.0, load.ready * load.replica_tokens_per_s - mean) * load.start_s
-        backlog = max(0.0, load.backlog_tokens + surplus - spare)
+        # Those that start already come, on average, half way.
+        serving = (load.ready + load.starting / 2) * load.replica_tokens_per_s
+        # What they cannot keep up with piles up; a backlog that they will have worked off by then calls for nobody.
+        backlog = max(0.0, load.backlog_tokens + (mean - serving) * load.start_s)
         return math.ceil((then * headroom + backlog / target_s) / load.replica_tokens_per_s)
 
     return policy
@@ -125,29 +125,33 @@ class Trend:
     """A rate and its climb, of counts that come at any time (Holt's double exponential smoothing).
 
     Args:
-        window_s: what happened so long ago counts a third.
+        window_s: of the rate, what happened so long ago counts a third; of the climb, which is a difference of noisy
+            numbers, three times as long ago.
     """
 
     def __init__(self, window_s: float) -> None:
         _positive("window_s", window_s)
         self._window_s = window_s
         self._last_s: float | None = None
+        self._begun = False
         self.rate = 0.0
         self.climb = 0.0
 
     def observe(self, t: float, count: float) -> None:
         """So much has come since the last call; the first call only sets the clock."""
+        step_s = 0.0 if self._last_s is None else t - self._last_s
         if self._last_s is None:
             self._last_s = t
-            return
-        step_s = t - self._last_s
         if step_s <= 0:
             return
         self._last_s = t
-        keep = math.exp(-step_s / self._window_s)
+        if not self._begun:  # a rate out of nowhere is no climb
+            self.rate, self._begun = count / step_s, True
+            return
+        keep, keep_climb = math.exp(-step_s / self._window_s), math.exp(-step_s / (3 * self._window_s))
         before, expected = self.rate, self.rate + self.climb * step_s
         self.rate = max(0.0, keep * expected + (1 - keep) * count / step_s)
-        self.climb = keep * self.climb + (1 - keep) * (self.rate - before) / step_s
+        self.climb = keep_climb * self.climb + (1 - keep_climb) * (self.rate - before) / step_s
 
 
 def _positive(name: str, value: float) -> None:

@@ -142,21 +142,24 @@ class Planner:
 
     def replica_rate(self) -> float:
         """Requests a second of which one replica serves ON_TIME in time, to 3 %."""
+        self._told("one replica, one user at a time")
+        alone = self.run(steady(0.01, 3000.0), 1, promises=False).summary().kept_share
+        if alone < ON_TIME:
+            slo = self.traffic.slo
+            raise InvalidInput(
+                f"{self.machine.name} keeps ttft {slo.ttft_s} s, tpot {slo.tpot_s} s, total {slo.total_s} s for "
+                f"{alone:.0%} of requests, even for one user at a time: give a looser --slo or a faster machine"
+            )
         low, high = 0.0, self._ceiling()
         while high - low > 0.03 * high:
             rate = (low + high) / 2
             self._told(f"one replica at {rate:.3g} requests/s")
-            # Long enough for a hundred requests, so that 99 % means something.
-            results = self.run(steady(rate, max(STEADY_S, 100 / rate)), 1, promises=False)
+            # At least two hundred requests, so that 99 % means something, and no more than that needs.
+            results = self.run(steady(rate, max(200 / rate, min(STEADY_S, 2000 / rate))), 1, promises=False)
             if results.summary().kept_share >= ON_TIME:
                 low = rate
             else:
                 high = rate
-            if high < 1e-3:
-                raise InvalidInput(
-                    f"{self.machine.name} keeps ttft {self.traffic.slo.ttft_s} s, tpot {self.traffic.slo.tpot_s} s for "
-                    f"nobody, even alone: give a looser --slo or a faster machine"
-                )
         return low
 
     def steady_load(self, needed: int) -> Scenario:

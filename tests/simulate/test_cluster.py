@@ -160,7 +160,7 @@ def test_replicas_come_after_their_start_and_go_when_they_are_idle():
 
 
 def test_foresight_is_worth_the_start_time_on_a_ramp():
-    profile = w.ramp(5, 120, climb_s=60, after_s=20)
+    profile = w.ramp(10, 60, climb_s=60, before_s=20, after_s=20)
     late = scaled(seconds_to_drain(5.0), 20.0, profile).summary()
     early = scaled(predictive(5.0), 20.0, profile).summary()
     assert early.kept_share > late.kept_share + 0.1
