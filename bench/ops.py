@@ -42,7 +42,20 @@ the same inputs. On a GPU calls are replayed in a graph between two device event
 
 
 def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
+    if case.op == "paged_decode" and backend.startswith("cuda"):
+        inputs = inputs | {"workspace": planned(inputs, backend)}
     return functools.partial(getattr(ops, case.op), **inputs, backend=backend)
+
+
+def planned(inputs: Inputs, backend: str) -> torch.Tensor:
+    """The workspace of a decode, with its plan: made once a step, for all layers, and so not part of a call."""
+    q, k, lens = inputs["q"], inputs["k_pages"], inputs["kv_lens"]
+    heads, q_len = (q.shape[1], k.shape[2], q.shape[2]), inputs.get("q_len", 1)
+    size = ops.decode_workspace_bytes(len(lens), *heads, max_kv_tokens=int(lens.clamp(min=0).sum()), q_len=q_len)
+    workspace = torch.empty(size, dtype=torch.uint8, device=lens.device)
+    names = dict(zip(("num_q_heads", "num_kv_heads", "head_dim"), heads, strict=True))
+    ops.plan_decode(lens, workspace, **names, q_len=q_len, backend=backend)
+    return workspace
 
 
 def time_case(

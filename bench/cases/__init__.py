@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from bench.cases.attention import append_kv, attention_case, copy_pages, merge_states, paged_decode, paged_prefill
+from bench.cases.attention import (
+    append_kv,
+    attention_case,
+    copy_pages,
+    merge_states,
+    paged_decode,
+    paged_prefill,
+    plan_decode,
+)
 from bench.cases.case import GRIDS, BenchCase
 from bench.cases.fused import gelu_mul, rms_norm, rope, silu_mul, soft_cap
 from bench.cases.linear import embed, linear, take_rows
@@ -14,6 +22,7 @@ FAMILIES = {
     for function in (
         paged_decode,
         paged_prefill,
+        plan_decode,
         merge_states,
         append_kv,
         copy_pages,

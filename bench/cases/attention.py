@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.cases.case import BenchCase, Inputs
+from pagedserve.ops import decode_workspace_bytes
 
-SHAPE = re.compile(r"(\d+)x(\d+)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|int8|int4)")
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
-LARGEST_CODE = {"int8": 127, "int4": 7}
+SHAPE = re.compile(r"(\d+x\d+(?:,\d+x\d+)*)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|fp8|int8|int4)")
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float8_e4m3fn}
+DTYPES |= {"int8": torch.int8, "int4": torch.uint8}
+LARGEST_CODE = {"fp8": 448, "int8": 127, "int4": 7}
 
 DEFAULT = {
     "paged_decode": (
@@ -44,10 +46,9 @@ QUICK = {
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """num_seqs sequences of kv_len keys, the last q_len of which are also queries."""
+    """Sequences of so many keys each, the last q_len of which are also queries."""
 
-    num_seqs: int
-    kv_len: int
+    kv_lens: tuple[int, ...]
     q_len: int
     num_q_heads: int
     num_kv_heads: int
@@ -55,24 +56,36 @@ class AttentionShape:
     page_size: int
     kv: str
 
+    @property
+    def num_seqs(self) -> int:
+        return len(self.kv_lens)
+
+    @property
+    def kv_len(self) -> int:
+        """Of the longest."""
+        return max(self.kv_lens)
+
     @staticmethod
     def parse(text: str) -> AttentionShape:
         match = SHAPE.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"{text!r} is no attention shape; write SEQSxKEYS[+QUERIES]-hQ/KV-dDIM-pPAGE-KIND with KIND one of "
-                f"{', '.join(DTYPES)}, as in 32x4096-h32/8-d128-p16-bf16, or choose a grid: default, quick"
+                f"{text!r} is no attention shape; write SEQSxKEYS[,SEQSxKEYS..][+QUERIES]-hQ/KV-dDIM-pPAGE-KIND with "
+                f"KIND one of {', '.join(DTYPES)}, as in 32x4096-h32/8-d128-p16-bf16, or choose a grid: default, quick"
             )
-        num_seqs, kv_len, q_len, num_q_heads, num_kv_heads, head_dim, page_size = (
-            int(group or 1) for group in match.groups()[:7]
-        )
-        if q_len > kv_len:
-            raise ValueError(f"{text!r}: {q_len} queries do not fit among {kv_len} keys")
-        return AttentionShape(num_seqs, kv_len, q_len, num_q_heads, num_kv_heads, head_dim, page_size, match.group(8))
+        pairs = (part.split("x") for part in match[1].split(","))
+        lens = tuple(int(keys) for count, keys in pairs for _ in range(int(count)))
+        q_len, num_q_heads, num_kv_heads, head_dim, page_size = (int(group or 1) for group in match.groups()[1:6])
+        if not lens or q_len > min(lens):
+            raise ValueError(f"{text!r}: {q_len} queries do not fit among {min(lens, default=0)} keys")
+        return AttentionShape(lens, q_len, num_q_heads, num_kv_heads, head_dim, page_size, match[7])
 
     def inputs(self, *, prefill: bool) -> Inputs:
-        pages_each = -(-self.kv_len // self.page_size)
-        num_pages = self.num_seqs * pages_each
+        counts = [-(-length // self.page_size) for length in self.kv_lens]
+        num_pages = sum(counts)
+        table = torch.zeros(self.num_seqs, max(counts), dtype=torch.int32)
+        for row, ids in zip(table, torch.randperm(num_pages).to(torch.int32).split(counts), strict=True):
+            row[: len(ids)] = ids
         num_tokens = self.num_seqs * self.q_len
         q_dtype = torch.bfloat16 if self.kv in LARGEST_CODE else DTYPES[self.kv]
         page_shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
@@ -80,8 +93,8 @@ class AttentionShape:
             "q": torch.randn(num_tokens, self.num_q_heads, self.head_dim).to(q_dtype),
             "k_pages": _pages(page_shape, self.kv),
             "v_pages": _pages(page_shape, self.kv),
-            "page_table": torch.randperm(num_pages).to(torch.int32).view(self.num_seqs, pages_each),
-            "kv_lens": torch.full((self.num_seqs,), self.kv_len, dtype=torch.int32),
+            "page_table": table,
+            "kv_lens": torch.tensor(self.kv_lens, dtype=torch.int32),
             "out": torch.empty(num_tokens, self.num_q_heads, self.head_dim, dtype=q_dtype),
         }
         if self.kv in LARGEST_CODE:
@@ -97,10 +110,11 @@ class AttentionShape:
         """[num_seqs, num_q_heads, q_len, head_dim]: pages gathered, then torch's fused attention."""
         q = inputs["q"].view(self.num_seqs, self.q_len, self.num_q_heads, self.head_dim).transpose(1, 2)
         mask = None
-        if self.q_len > 1:
+        if self.q_len > 1 or min(self.kv_lens) < self.kv_len:
             keys = torch.arange(self.kv_len, device=q.device)
-            behind = keys[None, :] - keys[self.kv_len - self.q_len :, None]
-            mask = behind <= 0  # [q_len, kv_len]
+            behind = torch.arange(self.q_len, device=q.device) - self.q_len
+            last = inputs["kv_lens"][:, None] + behind  # [num_seqs, q_len]
+            mask = (keys <= last[..., None])[:, None]  # [num_seqs, 1, q_len, kv_len]
         k, v = (self._gathered(inputs, name, q.dtype) for name in "kv")
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
@@ -110,12 +124,14 @@ class AttentionShape:
         if self.kv == "int4":
             pages = torch.stack((pages & 15, pages >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
         if self.kv in LARGEST_CODE:
-            pages = (pages * inputs[f"{name}_scales"][table][..., None]).to(dtype)
+            pages = (pages.to(dtype) * inputs[f"{name}_scales"][table][..., None]).to(dtype)
         tokens = pages.view(self.num_seqs, -1, self.num_kv_heads, self.head_dim)
         return tokens[:, : self.kv_len].transpose(1, 2)
 
 
 def _pages(shape: tuple[int, ...], kv: str) -> Tensor:
+    if kv == "fp8":
+        return torch.randn(shape).mul_(64).clamp_(-448, 448).to(torch.float8_e4m3fn)
     if kv == "int8":
         return torch.randint(-127, 128, shape, dtype=torch.int8)
     if kv == "int4":
@@ -147,6 +163,24 @@ def _cases(op: str, grid: str) -> list[BenchCase]:
 
 def paged_decode(grid: str) -> list[BenchCase]:
     return _cases("paged_decode", grid)
+
+
+def plan_decode(grid: str) -> list[BenchCase]:
+    texts = ("32x4096-h32/8-d128-p16-bf16", "256x1024-h32/8-d128-p16-bf16")
+
+    def case(text: str) -> BenchCase:
+        shape = AttentionShape.parse(text)
+        heads = {"num_q_heads": shape.num_q_heads, "num_kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim}
+
+        def make() -> Inputs:
+            size = decode_workspace_bytes(shape.num_seqs, *heads.values(), max_kv_tokens=sum(shape.kv_lens))
+            lens = torch.tensor(shape.kv_lens, dtype=torch.int32)
+            return {"kv_lens": lens, "workspace": torch.empty(size, dtype=torch.uint8), **heads}
+
+        name = f"{shape.num_seqs}x{shape.kv_len}-h{shape.num_q_heads}/{shape.num_kv_heads}-d{shape.head_dim}"
+        return BenchCase("plan_decode", name, make, lambda inputs: inputs["kv_lens"].cumsum(0), "cumsum of the lengths")
+
+    return [case(text) for text in (texts if grid == "default" else ("3x40-h4/2-d16-p4-bf16",))]
 
 
 def paged_prefill(grid: str) -> list[BenchCase]:
