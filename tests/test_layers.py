@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "memory": {"torch"},
     "scheduling": set(),
     "specs": set(),
-    "backends": {"specs", "_C", "emulate", "torch", "numpy", "triton"},
+    "backends": {"specs", "_C", "_cuda", "emulate", "torch", "numpy", "triton"},
     "ops": {"specs", "torch", "numpy"},
     "cache": {"ops", "torch"},
     "models": {"ops", "cache", "torch", "numpy", "tokenizers", "safetensors", "jinja2"},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // append_kv.cu: one kernel for each dtype of the source and of the pages.
 #include "../kernels/cache/append_kv.cuh"
+#include "launch.h"
 
 namespace pagedserve {
 namespace {

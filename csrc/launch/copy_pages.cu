@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // copy_pages.cu: 16-byte columns where bases, strides and pages allow them, else single bytes.
 #include "../kernels/cache/copy_pages.cuh"
+#include "launch.h"
 
 extern "C" int pagedserve_copy_pages(const pagedserve::CopyPagesParams* p, void* stream) {
   using namespace pagedserve;

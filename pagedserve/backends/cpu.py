@@ -16,6 +16,7 @@ from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends import params as shared
 from pagedserve.backends.cpu_weight import PackedWeight
 from pagedserve.errors import BackendUnavailable
+from pagedserve.specs.plan_layout import DEFAULT_BLOCKS
 
 
 class _Teams(threading.local):
@@ -111,6 +112,7 @@ def plan_decode(
     window: int,
     num_blocks: int,
 ) -> None:
+    num_blocks = num_blocks or DEFAULT_BLOCKS
     fields = shared.plan_decode(kv_lens, workspace, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks)
     _C.plan_decode(shared.struct(_C.PlanDecodeParams, fields))
 

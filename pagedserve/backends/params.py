@@ -21,6 +21,7 @@ DTYPES = {
     torch.uint8: _C.DType.i4,
 }
 WITH_SCALES = (torch.int8, torch.float8_e4m3fn, torch.uint8)
+WORKSPACE_ALIGNMENT = 16  # bytes
 Fields = dict[str, Any]
 Struct = TypeVar("Struct")
 

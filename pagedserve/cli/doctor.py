@@ -113,7 +113,12 @@ def _gpu(problems: list[str]) -> Iterator[str]:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         yield f"torch {built}; it {'sees' if torch.cuda.is_available() else 'does not see'} a GPU"
     yield f"nvcc {machine.nvcc() or 'not on the path'}"
-    yield "this version has no GPU backend: models run on the CPU"
+    cuda, place = machine.extension("_cuda")
+    if cuda is None:
+        yield f"CUDA kernels are not built: PAGEDSERVE_CUDA=1 and nvcc build them ({place})"
+    else:
+        yield f"CUDA kernels for {cuda.architectures}, of toolkit {cuda.toolkit}: {place}"
+    yield "models run on the CPU in this version"
 
 
 def _backends(problems: list[str]) -> Iterator[str]:
@@ -129,7 +134,7 @@ def _backends(problems: list[str]) -> Iterator[str]:
     for backend, rows in by_backend.items():
         reasons = {reason for row in rows for reason in _import_refusals(row)}
         able += not reasons
-        yield f"{backend:12} {f'runs {len(rows)} of {num_ops} ops' if not reasons else f'cannot: {min(reasons)}'}"
+        yield f"{backend:18} {f'runs {len(rows)} of {num_ops} ops' if not reasons else f'cannot: {min(reasons)}'}"
     if not able:
         problems.append("a backend that can run")
 

@@ -89,10 +89,10 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def extension() -> tuple[ModuleType | None, str]:
-    """The compiled kernels, and where they are or why they are not."""
+def extension(name: str = "_C") -> tuple[ModuleType | None, str]:
+    """Compiled kernels, and where they are or why they are not."""
     try:
-        module = importlib.import_module("pagedserve._C")
+        module = importlib.import_module(f"pagedserve.{name}")
     except ImportError as error:
         return None, str(error)
     return module, str(module.__file__)

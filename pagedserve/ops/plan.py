@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pagedserve.errors import InvalidInput
 from pagedserve.ops.call import run
 from pagedserve.specs import SPECS
-from pagedserve.specs.plan_layout import BLOCKS_PER_MULTIPROCESSOR, EMULATED_BLOCKS, MAX_BLOCKS, workspace_bytes
+from pagedserve.specs.plan_layout import workspace_bytes
 
 PLAN_DECODE = SPECS["plan_decode"]
 
@@ -74,8 +73,8 @@ def plan_decode(
         workspace: [workspace_bytes] uint8, written; `decode_workspace_bytes` says how many. It needs no preparation.
             Two decodes that run at once need two.
         num_q_heads, num_kv_heads, head_dim, q_len, window: those of the decode.
-        num_blocks: CUDA blocks that share the work, at most 1024; default: 3 for every multiprocessor of the GPU (8 for
-            tensors on the CPU). It changes the time of a decode and not a bit of its result.
+        num_blocks: CUDA blocks that share the work, at most 1024; default: 3 for every multiprocessor of the GPU, 8
+            for tensors on the CPU. It changes the time of a decode and not a bit of its result.
         backend: "auto", or one of `backends_of("plan_decode")`.
 
     Raises:
@@ -91,14 +90,6 @@ def plan_decode(
         "head_dim": head_dim,
         "q_len": q_len,
         "window": 0 if window is None else window,
-        "num_blocks": default_blocks(kv_lens) if num_blocks is None else num_blocks,
+        "num_blocks": 0 if num_blocks is None else num_blocks,
     }
     run(PLAN_DECODE, (kv_lens, workspace), scalars, backend)
-
-
-def default_blocks(tensor: object) -> int:
-    """Blocks that share a decode's work on the device of a tensor."""
-    if not isinstance(tensor, Tensor) or not tensor.is_cuda:
-        return EMULATED_BLOCKS
-    count = torch.cuda.get_device_properties(tensor.device).multi_processor_count
-    return min(BLOCKS_PER_MULTIPROCESSOR * count, MAX_BLOCKS)

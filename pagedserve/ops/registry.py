@@ -108,9 +108,17 @@ TRITON_OPS: dict[str, dict[str, tuple[str, ...]]] = {
     "gelu_mul": {"gate_up": FLOATS},
 }
 
+# What CUDA kernels run.
+CUDA_OPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "plan_decode": {},
+    "append_kv": {"k": FLOATS, "k_pages": KV},
+    "copy_pages": {},
+}
+
 # The order of an op's rows is the order in which "auto" tries them.
 TABLE: tuple[Row, ...] = (
     *(Row(op, "cpu", "pagedserve.backends.cpu", requirement) for op, requirement in CPU_OPS.items()),
+    *(Row(op, "cuda", "pagedserve.backends.cuda", Requirement(("cuda",), dtypes)) for op, dtypes in CUDA_OPS.items()),
     *(
         Row(op, "triton", "pagedserve.backends.triton.ops", Requirement(("cuda",), dtypes))
         for op, dtypes in TRITON_OPS.items()

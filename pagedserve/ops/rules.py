@@ -118,8 +118,8 @@ def _plan_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
             f"{op}: num_q_heads is {sizes['num_q_heads']}, num_kv_heads {sizes['num_kv_heads']}; num_q_heads must be a "
             f"multiple of num_kv_heads"
         )
-    if not 1 <= sizes["num_blocks"] <= MAX_BLOCKS:
-        raise InvalidInput(f"{op}: num_blocks is {sizes['num_blocks']}; give 1 to {MAX_BLOCKS}")
+    if not 0 <= sizes["num_blocks"] <= MAX_BLOCKS:
+        raise InvalidInput(f"{op}: num_blocks is {sizes['num_blocks']}; give 1 to {MAX_BLOCKS}, or None")
     _workspace(op, tensors["workspace"], sizes)
 
 

@@ -29,6 +29,7 @@ def plan_cases() -> Iterator[Case]:
     yield _case("many-rows", (700, 9, 1025), 300, num_q_heads=71, num_kv_heads=1, q_len=16, head_dim=136)
     yield _case("long", (1 << 20, 40), 132, num_q_heads=4, num_kv_heads=1)
     yield _case("many", tuple(range(0, 3000, 10)), 264)
+    yield _case("any-blocks", mixed, 0)
 
 
 PLAN_DECODE = OpSpec(
@@ -44,7 +45,7 @@ PLAN_DECODE = OpSpec(
         ScalarSpec("head_dim", "int", 128),
         ScalarSpec("q_len", "int", 1),
         ScalarSpec("window", "int", 0),
-        ScalarSpec("num_blocks", "int", 132),
+        ScalarSpec("num_blocks", "int", 0),
     ),
     reference="plan.plan_decode",
     flops=lambda n: 0,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_doctor_reports_every_part(model_present, capsys):
         assert f"\n{title}\n" in out
     assert f"{machine.instruction_set():12} can run here, and is used" in out
     assert f"{machine.processor().num_available} available" in out
-    assert f"reference    runs {len(SPECS)} of {len(SPECS)} ops" in out
+    assert f"reference          runs {len(SPECS)} of {len(SPECS)} ops" in out
     assert "2.00 KiB" in out or "2 KiB" in out
     assert out.endswith("pagedserve demo can run here\n")
 
@@ -36,14 +37,14 @@ def test_doctor_without_the_model_or_the_extension(monkeypatch, capsys):
     monkeypatch.setattr(
         load, "PACKAGED", {"smollm2-135m-instruct": load.PackagedModel("no_such_package", "f", "do so")}
     )
-    monkeypatch.setattr(machine, "extension", lambda: (None, "no module named _C"))
+    monkeypatch.setattr(machine, "extension", lambda name="_C": (None, f"no module named {name}"))
     monkeypatch.setitem(sys.modules, "pagedserve.backends.cpu", None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "not there (no module named _C)" in out
     assert "missing: the compiled kernels" in out
     assert "missing: smollm2-135m-instruct is in the package no_such_package, which is not installed: do so" in out
-    assert "cpu          cannot:" in out
+    assert "cpu                cannot:" in out
     assert out.endswith("pagedserve demo cannot run here\n")
 
 
@@ -59,6 +60,18 @@ def test_doctor_reports_a_refused_setting(monkeypatch, model_present, capsys):
     monkeypatch.setenv("PAGEDSERVE_THREADS", "many")
     assert main(["doctor"]) == 1
     assert "missing: PAGEDSERVE_THREADS is 'many'; give a whole number from 1 to 1024" in capsys.readouterr().out
+
+
+def test_doctor_tells_whether_cuda_kernels_are_built(monkeypatch, model_present, capsys):
+    found = machine.extension
+    built = (SimpleNamespace(architectures="80 90a", toolkit="13.0.88"), "/lib/_cuda.so")
+    for answer, line in (
+        (built, "CUDA kernels for 80 90a, of toolkit 13.0.88: /lib/_cuda.so"),
+        ((None, "no module"), "CUDA kernels are not built: PAGEDSERVE_CUDA=1 and nvcc build them (no module)"),
+    ):
+        monkeypatch.setattr(machine, "extension", lambda name="_C", a=answer: a if name == "_cuda" else found(name))
+        assert main(["doctor"]) == 0
+        assert line in capsys.readouterr().out
 
 
 def test_doctor_lists_gpus_as_their_driver_does(monkeypatch, tmp_path):

@@ -41,13 +41,17 @@ def test_every_op_has_its_definition_last_and_a_public_function(op):
     assert callable(getattr(ops, op))
 
 
-def needs_triton(row):
-    missing = importlib.util.find_spec("triton") is None and ".triton." in row.module
-    skip = pytest.mark.skipif(missing, reason="Triton is not installed")
+NEEDS = {"triton": "triton", "triton-interpreted": "triton", "cuda": "pagedserve._cuda"}
+
+
+def with_its_needs(row):
+    wanted = NEEDS.get(row.backend)
+    missing = wanted is not None and importlib.util.find_spec(wanted) is None
+    skip = pytest.mark.skipif(missing, reason=f"{wanted} is not installed")
     return pytest.param(row, id=f"{row.op}-{row.backend}", marks=skip)
 
 
-@pytest.mark.parametrize("row", [needs_triton(row) for row in registry.TABLE])
+@pytest.mark.parametrize("row", [with_its_needs(row) for row in registry.TABLE])
 def test_every_row_can_be_loaded_and_takes_the_specs_arguments(row):
     function = registry._load(row.module, row.op)
     names = list(function.__annotations__)

@@ -184,3 +184,79 @@ def test_a_plan_cuts_but_never_reorders():
             order = list(itertools.chain(*(range(t.first_split, t.first_split + t.num_splits) for _, t in pieces)))
             assert order == sorted(order)
             assert [block for block, _ in pieces] == sorted(block for block, _ in pieces)
+
+
+def change(blocks: list[list[Task]], block: int, place: int, **fields: int) -> None:
+    blocks[block][place] = blocks[block][place]._replace(**fields)
+
+
+def last_task_is_dropped(blocks):
+    blocks[-1].pop()
+
+
+def a_split_is_done_twice(blocks):
+    change(blocks, 1, 0, first_split=blocks[1][0].first_split - 1, num_splits=blocks[1][0].num_splits + 1)
+
+
+def a_block_does_anothers_piece_too(blocks):
+    blocks[2].append(blocks[1][0])
+
+
+def lengths_are_an_earlier_steps(blocks):
+    change(blocks, 0, 0, kv_len=blocks[0][0].kv_len - 1)
+
+
+def a_row_is_nobodys(blocks):
+    for tasks in blocks:
+        tasks[:] = [task._replace(num_rows=task.num_rows - 1) for task in tasks]
+
+
+def partials_overlap(blocks):
+    change(blocks, 1, 0, partial=blocks[1][0].partial - 1)
+
+
+def two_strands_share_a_counter(blocks):
+    cut = {task.counter for tasks in blocks for task in tasks if task.counter >= 0}
+    for tasks in blocks:
+        tasks[:] = [task._replace(counter=min(cut)) if task.counter >= 0 else task for task in tasks]
+
+
+def one_piece_is_not_waited_for(blocks):
+    change(blocks, 1, 0, num_pieces=blocks[1][0].num_pieces - 1)
+
+
+def a_partial_lies_behind_the_workspace(blocks):
+    for tasks in blocks:
+        tasks[:] = [
+            task._replace(partial=task.partial + 1000, first_partial=task.first_partial + 1000)
+            if task.partial >= 0
+            else task
+            for task in tasks
+        ]
+
+
+@pytest.mark.parametrize(
+    "spoil, check",
+    [
+        *((spoil, check_every_split_once) for spoil in (last_task_is_dropped, a_split_is_done_twice)),
+        *((spoil, check_every_split_once) for spoil in (a_block_does_anothers_piece_too, a_row_is_nobodys)),
+        (lengths_are_an_earlier_steps, check_every_split_once),
+        *((spoil, check_partials) for spoil in (partials_overlap, two_strands_share_a_counter)),
+        *((spoil, check_partials) for spoil in (one_piece_is_not_waited_for, a_partial_lies_behind_the_workspace)),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_wrong_plan_is_rejected_by_the_check_that_is_for_it(spoil, check):
+    shape, lens = Shape(8, 2), [5000, 3000]
+    plan = host_plan(shape, lens, 5)
+
+    def run(blocks: list[list[Task]]) -> None:
+        if check is check_partials:
+            check_partials(blocks, plan.header["max_partials"])
+        else:
+            check_every_split_once(shape, lens, blocks)
+
+    run(plan.blocks)
+    spoil(plan.blocks)
+    with pytest.raises(AssertionError):
+        run(plan.blocks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pagedserve.specs.plan_layout import (
+    DEFAULT_BLOCKS,
     MAX_BLOCKS,
     PIECE_COST,
     SPLIT_TOKENS,
@@ -36,6 +37,7 @@ def plan_decode(
     num_blocks: int,
 ) -> None:
     """Writes header, task_starts, counters, cuts, partial_starts, seq_starts and tasks; partials stay as they are."""
+    num_blocks = num_blocks or DEFAULT_BLOCKS
     rows = Rows.of(num_q_heads, num_kv_heads, head_dim, q_len)
     num_seqs, strands_of_seq = len(kv_lens), num_kv_heads * rows.num_tiles
     layout = PlanLayout.of(num_seqs, num_q_heads, num_kv_heads, head_dim, q_len)
