@@ -34,8 +34,8 @@ void bind_machine(py::module_& m) {
   py::class_<Team>(m, "Team", "Threads and their scratch memory. One caller at a time.")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &Team::size)
-      .def_property_readonly("runs_alone", &Team::runs_alone,
-                             "Runs left on one thread, because other programs kept the team from running together.");
+      .def_property_readonly("alone", &Team::alone,
+                             "Runs go on one thread for now: other programs kept the team from running together.");
 }
 
 }  // namespace pagedserve::bind

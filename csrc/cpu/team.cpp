@@ -20,8 +20,8 @@ constexpr int kSpinsBeforeYield = 2000;
 
 // A run is judged if it lasted long enough for its share of running time to mean something.
 constexpr int64_t kShortestJudged_ns = 500'000;
-constexpr double kLeastShare = 0.7;
-constexpr int kFirstRunsAlone = 16, kMostRunsAlone = 256;
+// Time alone for each nanosecond that a kept-up run lost: what trying again may cost is an eighth of what it may win.
+constexpr int64_t kAlonePerLost = 8;
 
 int64_t now_ns(clockid_t clock) {
   timespec t;
@@ -84,7 +84,7 @@ void* Worker::shared_scratch(size_t bytes) {
   return team_.shared_.at_least(0);
 }
 
-Team::Team(int num_threads) : arenas_(std::max(num_threads, 1)), next_runs_alone_(kFirstRunsAlone) {}
+Team::Team(int num_threads) : arenas_(std::max(num_threads, 1)) {}
 
 void Team::run_alone(void (*call)(const void*, Worker&), const void* body) {
   running_ = 1;
@@ -92,26 +92,21 @@ void Team::run_alone(void (*call)(const void*, Worker&), const void* body) {
   call(body, worker);
 }
 
-void Team::judge(int64_t wall_ns, int64_t least_cpu_ns) {
-  if (wall_ns < kShortestJudged_ns) return;
-  if (static_cast<double>(least_cpu_ns) >= kLeastShare * static_cast<double>(wall_ns)) {
-    next_runs_alone_ = kFirstRunsAlone;
-    return;
-  }
-  runs_alone_ = next_runs_alone_;
-  next_runs_alone_ = std::min(2 * next_runs_alone_, kMostRunsAlone);
+void Team::judge(int64_t end_ns, int64_t wall_ns, int64_t least_cpu_ns) {
+  // The thread that was kept from running longest did its share of the work and did not wait for others.
+  const int64_t lost_ns = wall_ns - running_ * least_cpu_ns;
+  if (wall_ns >= kShortestJudged_ns && lost_ns > 0) alone_until_ns_ = end_ns + kAlonePerLost * lost_ns;
 }
+
+bool Team::alone() const { return size() == 1 || now_ns(CLOCK_MONOTONIC) < alone_until_ns_; }
 
 void Team::run(void (*call)(const void*, Worker&), const void* body) {
   next_.store(0, std::memory_order_relaxed);
   arrived_.store(0, std::memory_order_relaxed);
   if (size() == 1) return run_alone(call, body);
-  if (runs_alone_ > 0) {
-    --runs_alone_;
-    return run_alone(call, body);
-  }
-  std::atomic<int64_t> least_cpu_ns{INT64_MAX};
   const int64_t start = now_ns(CLOCK_MONOTONIC);
+  if (start < alone_until_ns_) return run_alone(call, body);
+  std::atomic<int64_t> least_cpu_ns{INT64_MAX};
 #pragma omp parallel num_threads(size())
   {
 #pragma omp single
@@ -124,7 +119,8 @@ void Team::run(void (*call)(const void*, Worker&), const void* body) {
     while (cpu_ns < least && !least_cpu_ns.compare_exchange_weak(least, cpu_ns)) {
     }
   }
-  judge(now_ns(CLOCK_MONOTONIC) - start, least_cpu_ns.load());
+  const int64_t end = now_ns(CLOCK_MONOTONIC);
+  judge(end, end - start, least_cpu_ns.load());
 }
 
 }  // namespace pagedserve::cpu

@@ -57,13 +57,13 @@ class Worker {
 
 // Threads that meet hundreds of times in a few milliseconds must run at the same time. Where other programs
 // take their processors, each barrier can cost a time slice: a step of 4 ms took 570 ms on 2 cores with a load
-// of 8. A team that finds its threads were kept from running goes on alone for a while, then tries again.
+// of 8. A team that took longer than one thread would have goes on alone for a time in proportion, then tries again.
 class Team {
  public:
   explicit Team(int num_threads);
   int size() const { return static_cast<int>(arenas_.size()); }
-  // Runs left before the whole team is tried again; 0 where nothing is in its way.
-  int runs_alone() const { return runs_alone_; }
+  // Whether a run that starts now would be on one thread.
+  bool alone() const;
 
   // Calls body(worker) on every thread. One caller at a time.
   template <class Body>
@@ -75,10 +75,10 @@ class Team {
   friend class Worker;
   void run(void (*call)(const void*, Worker&), const void* body);
   void run_alone(void (*call)(const void*, Worker&), const void* body);
-  void judge(int64_t wall_ns, int64_t least_cpu_ns);
+  void judge(int64_t end_ns, int64_t wall_ns, int64_t least_cpu_ns);
 
   std::vector<Arena> arenas_;  // one a thread
-  int runs_alone_ = 0, next_runs_alone_;
+  int64_t alone_until_ns_ = 0;  // of the monotonic clock
   int running_ = 1;  // threads of this run: the runtime may give fewer than asked for
   Arena shared_;
   alignas(64) std::atomic<int64_t> next_{0};

@@ -43,6 +43,7 @@ class SampleBatch:
         parameters: ops.sample's arguments that do not change from step to step.
         penalised, masked: places in rows whose history counts, and where stop tokens may be masked.
         num_top: log probabilities of so many tokens are wanted; -1: of none.
+        offsets: [num_rows] int64, the positions of the tokens to be chosen.
         no_history: ops.sample's history, history_starts and output_starts where nobody is penalised.
     """
 
@@ -51,6 +52,7 @@ class SampleBatch:
     penalised: list[int]
     masked: list[int]
     num_top: int
+    offsets: torch.Tensor
     no_history: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -111,6 +113,7 @@ class Rows:
             [i for i, params in enumerate(wanted) if params.penalises],
             [i for i, params in enumerate(wanted) if params.min_tokens > 0],
             num_top,
+            torch.zeros(len(rows), dtype=torch.int64),
             (nothing[:0], nothing, nothing[1:]),
         )
 

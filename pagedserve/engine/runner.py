@@ -7,7 +7,7 @@ writes, prompt chunks, rows that came or moved), not over what runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,7 @@ class ModelRunner:
         self._counts = np.zeros(max_seqs, np.int32)
         self._decodes: tuple[object, object, np.ndarray] = (None, None, np.zeros(0, np.int64))
         self._decode_batch: SampleBatch | None = None
+        self._decode_sampler: tuple[SampleBatch, int, Callable[[], ops.Sampled]] | None = None
         self._layout = _Layout(None, self._decodes[2], self._decodes[2], 0, 0)
 
     def add(self, completion: CompletionState) -> None:
@@ -180,17 +181,8 @@ class ModelRunner:
             batch = rows.batch(sampling)
         if batch.masked:
             rows.mask_stops(batch, logits)
-        history, history_starts, output_starts = rows.history(batch)
-        sampled = ops.sample(
-            logits,
-            **batch.parameters,
-            offsets=torch.from_numpy(rows.lengths[sampling]),
-            history=history,
-            history_starts=history_starts,
-            output_starts=output_starts,
-            num_top=max(batch.num_top, 0),
-            backend=self._backend,
-        )
+        np.take(rows.lengths, sampling, out=batch.offsets.numpy())
+        sampled = self._sampler(batch, logits)()
         tokens = sampled.tokens.numpy()
         step = StepTokens(tokens.tolist())
         if min(step.tokens) < 0:
@@ -200,7 +192,27 @@ class ModelRunner:
         else:
             rows.append(sampling, tokens)
         if batch.num_top >= 0:
-            step.logprobs = sampled.logprobs.numpy()
+            step.logprobs = sampled.logprobs.numpy().copy()  # the next step writes there while these are read
         if batch.num_top > 0:
-            step.top_tokens, step.top_logprobs = sampled.top_tokens.numpy(), sampled.top_logprobs.numpy()
+            step.top_tokens, step.top_logprobs = sampled.top_tokens.numpy().copy(), sampled.top_logprobs.numpy().copy()
         return step
+
+    def _sampler(self, batch: SampleBatch, logits: torch.Tensor) -> Callable[[], ops.Sampled]:
+        """ops.sample for a batch: checked once for the decodes that step after step are the same, on the same logits."""
+        held = self._decode_sampler
+        if held is not None and held[0] is batch and held[1] == logits.data_ptr() and not batch.penalised:
+            return held[2]
+        history, history_starts, output_starts = self._rows.history(batch)
+        sampler = ops.sampler(
+            logits,
+            **batch.parameters,
+            offsets=batch.offsets,
+            history=history,
+            history_starts=history_starts,
+            output_starts=output_starts,
+            num_top=max(batch.num_top, 0),
+            backend=self._backend,
+        )
+        if batch is self._decode_batch:
+            self._decode_sampler = (batch, logits.data_ptr(), sampler)
+        return sampler

@@ -10,7 +10,7 @@ from pagedserve.ops.linear import embed, linear, take_rows
 from pagedserve.ops.plan import decode_workspace_bytes, plan_decode
 from pagedserve.ops.registry import backends_of
 from pagedserve.ops.rope_table import rope_table
-from pagedserve.ops.sampling import Sampled, sample
+from pagedserve.ops.sampling import Sampled, sample, sampler
 from pagedserve.ops.step import (
     Buffer,
     EagerStep,
@@ -53,6 +53,7 @@ __all__ = [
     "rope",
     "rope_table",
     "sample",
+    "sampler",
     "silu_mul",
     "soft_cap",
     "step_builder",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +33,39 @@ def run(
     Returns:
         The operands, with the outputs that were made.
     """
-    check_scalars(spec, scalars)
-    made, bound = prepare(spec, operands, sizes)
-    named = _named(spec, made)
-    rules.check_sizes(spec.name, named, bound, scalars)
     if torch.compiler.is_compiling():
+        made, _ = _checked(spec, operands, scalars, sizes)
         getattr(torch.ops.pagedserve, spec.name)(*flatten(made), *scalars.values(), backend)
         return made
+    return prepared(spec, operands, scalars, backend, **sizes)()
+
+
+def prepared(
+    spec: OpSpec, operands: Sequence[Operand], scalars: Mapping[str, Scalar], backend: str, **sizes: int
+) -> Callable[[], tuple[Any, ...]]:
+    """As run, but only checks, chooses and makes outputs: the call is made, on what the tensors then hold, by what
+    comes back, as often as it is called."""
+    made, bound = _checked(spec, operands, scalars, sizes)
+    named = _named(spec, made)
     call = facts(spec, named, scalars)
     rules.check_values(spec.name, named, bound, call.device)
-    choose(call, backend)(*made, *scalars.values())
-    return made
+    function = choose(call, backend)
+
+    def again() -> tuple[Any, ...]:
+        function(*made, *scalars.values())
+        return made
+
+    return again
+
+
+def _checked(
+    spec: OpSpec, operands: Sequence[Operand], scalars: Mapping[str, Scalar], sizes: dict[str, int]
+) -> tuple[tuple[Made, ...], dict[str, int]]:
+    """Everything about a call but the values that its tensors hold. Returns operands with outputs made, and sizes."""
+    check_scalars(spec, scalars)
+    made, bound = prepare(spec, operands, sizes)
+    rules.check_sizes(spec.name, _named(spec, made), bound, scalars)
+    return made, bound
 
 
 def _named(spec: OpSpec, operands: Sequence[Made]) -> dict[str, Made]:

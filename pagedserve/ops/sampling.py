@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pagedserve.errors import InvalidInput
-from pagedserve.ops.call import run
+from pagedserve.ops.call import prepared, run
 from pagedserve.ops.check import MAKE
 from pagedserve.specs import SPECS
 
 SAMPLE = SPECS["sample"]
+HISTORY = ("history", "history_starts", "output_starts")
+PARAMETERS = tuple(entry.name for entry in SAMPLE.tensors[1:-4])
 
 
 class Sampled(NamedTuple):
@@ -75,10 +78,40 @@ def sample(
     Cost: reads the logits a few times; a sort of the row where top_p is on.
     Source: Philox, Salmon et al. 2011; Gumbel 1954; top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024.
     """
+    tensors = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition": repetition,
+        "presence": presence, "frequency": frequency, "seeds": seeds, "offsets": offsets, "history": history,
+        "history_starts": history_starts, "output_starts": output_starts,
+    }  # fmt: skip
+    return Sampled(*run(SAMPLE, _operands(logits, tensors, num_top), {}, backend, num_top=num_top)[-4:])
+
+
+def sampler(
+    logits: Tensor, *, num_top: int = 0, backend: str = "auto", **tensors: Tensor | None
+) -> Callable[[], Sampled]:
+    """As `sample`, checked now and computed whenever the result is called, on what the same tensors hold by then.
+
+    Args:
+        tensors: every other tensor of `sample`, by name. Logits and offsets may change between calls; what the others
+            hold was checked, and must stay valid.
+
+    Returns:
+        A function; each call overwrites the tensors that the call before it returned.
+
+    Raises:
+        InvalidInput, BackendUnavailable: as `sample`.
+
+    Cost: the checks, some 60 us on the CPU and several times that after a step has emptied the caches, are paid
+    once and not at every step of the same batch.
+    """
+    tensors = dict.fromkeys(HISTORY) | tensors
+    if wrong := set(PARAMETERS).symmetric_difference(tensors):
+        raise InvalidInput(f"sampler: {', '.join(sorted(wrong))} missing or unknown; give {', '.join(PARAMETERS)}")
+    call = prepared(SAMPLE, _operands(logits, tensors, num_top), {}, backend, num_top=num_top)
+    return lambda: Sampled(*call()[-4:])
+
+
+def _operands(logits: Tensor, tensors: Mapping[str, Tensor | None], num_top: int) -> list[Any]:
     if not isinstance(num_top, int) or num_top < 0:
         raise InvalidInput(f"sample: num_top is {num_top!r}; give a whole number, 0 or above")
-    operands = (
-        logits, temperature, top_k, top_p, min_p, repetition, presence, frequency, seeds, offsets,
-        history, history_starts, output_starts, MAKE, MAKE, MAKE, MAKE,
-    )  # fmt: skip
-    return Sampled(*run(SAMPLE, operands, {}, backend, num_top=num_top)[-4:])
+    return [logits, *(tensors[name] for name in PARAMETERS), MAKE, MAKE, MAKE, MAKE]
