@@ -198,7 +198,7 @@ class ModelRunner:
         return step
 
     def _sampler(self, batch: SampleBatch, logits: torch.Tensor) -> Callable[[], ops.Sampled]:
-        """ops.sample for a batch: checked once for the decodes that step after step are the same, on the same logits."""
+        """ops.sample for a batch; checked once for decodes that stay the same, on the same logits."""
         held = self._decode_sampler
         if held is not None and held[0] is batch and held[1] == logits.data_ptr() and not batch.penalised:
             return held[2]
