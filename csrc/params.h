@@ -39,7 +39,8 @@ struct PagedAttentionParams {
   float scale;     // multiplies q . k
   float soft_cap;  // logit = cap * tanh(logit / cap); <= 0: off
   DType q_dtype;
-  void* workspace;  // [workspace_bytes]                        holds a plan_decode of this call; CUDA decode only
+  bool bf16_products;  // where k and v are bf16, q and the softmax's weights may be rounded to it
+  void* workspace;     // [workspace_bytes]                        holds a plan_decode of this call; CUDA decode only
   int64_t workspace_bytes;  // see csrc/plan
   int32_t max_pages;        // of page_table
 };

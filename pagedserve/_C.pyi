@@ -78,6 +78,7 @@ class PagedAttentionParams:
     scale: float
     soft_cap: float
     q_dtype: DType
+    bf16_products: bool
     workspace: int
     workspace_bytes: int
     max_pages: int

@@ -78,6 +78,7 @@ void bind_params(py::module_& m) {
       .field("scale", &PagedAttentionParams::scale)
       .field("soft_cap", &PagedAttentionParams::soft_cap)
       .field("q_dtype", &PagedAttentionParams::q_dtype)
+      .field("bf16_products", &PagedAttentionParams::bf16_products)
       .field("workspace", &PagedAttentionParams::workspace)
       .field("workspace_bytes", &PagedAttentionParams::workspace_bytes)
       .field("max_pages", &PagedAttentionParams::max_pages);

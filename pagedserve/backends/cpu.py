@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pagedserve import _C, settings
@@ -73,7 +74,7 @@ def paged_decode(
 ) -> None:
     params = params_of.attention(
         q, k_pages, v_pages, page_table, kv_lens, None, tree_mask, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, q_len, scale, window, soft_cap,
+        out, lse, q_len, scale, window, soft_cap, bf16_products=q.dtype == torch.bfloat16,
     )  # fmt: skip
     _run(_C.paged_attention, params)
 
@@ -97,7 +98,7 @@ def paged_prefill(
 ) -> None:
     params = params_of.attention(
         q, k_pages, v_pages, page_table, kv_lens, q_starts, None, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, 0, scale, window, soft_cap,
+        out, lse, 0, scale, window, soft_cap, bf16_products=q.dtype == torch.bfloat16,
     )  # fmt: skip
     _run(_C.paged_attention, params)
 

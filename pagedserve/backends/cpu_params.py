@@ -11,8 +11,8 @@ from pagedserve.backends.cpu_weight import PackedWeight
 from pagedserve.backends.params import DTYPES, address, struct
 
 
-def attention(*operands: Any) -> _C.PagedAttentionParams:
-    return struct(_C.PagedAttentionParams, shared.attention(*operands))
+def attention(*operands: Any, bf16_products: bool) -> _C.PagedAttentionParams:
+    return struct(_C.PagedAttentionParams, shared.attention(*operands) | {"bf16_products": bf16_products})
 
 
 def append_kv(*operands: Any) -> _C.AppendKvParams:

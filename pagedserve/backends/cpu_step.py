@@ -153,6 +153,7 @@ class CpuStep:
         params = params_of.attention(
             heads, layer.k, layer.v, inputs.page_table, inputs.kv_lens, inputs.q_starts, None, sinks, None,
             layer.k_scales, layer.v_scales, _heads("attention", out, head_dim), None, 0, scale, window, soft_cap,
+            bf16_products=True,
         )  # fmt: skip
         self._add(params, q, sinks, *layer, writes=(out,))
 

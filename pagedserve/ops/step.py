@@ -255,10 +255,12 @@ class EagerStep:
         sinks: Tensor | None = None,
     ) -> None:
         head_dim = layer.head_dim
+        in_bf16 = layer.k.dtype == torch.bfloat16
 
         def call(n: Counts) -> None:
-            attention.paged_prefill(
-                _heads(_used(q, n), head_dim),
+            queries, result = _heads(_used(q, n), head_dim), _heads(_used(out, n), head_dim)
+            o = attention.paged_prefill(
+                queries.bfloat16() if in_bf16 else queries,
                 layer.k,
                 layer.v,
                 self._input(self.inputs.page_table, n.seqs),
@@ -270,9 +272,11 @@ class EagerStep:
                 sinks=sinks,
                 k_scales=layer.k_scales,
                 v_scales=layer.v_scales,
-                out=_heads(_used(out, n), head_dim),
+                out=None if in_bf16 else result,
                 backend=self._backend,
             )
+            if in_bf16:
+                result.copy_(o)
 
         self._calls.append(call)
 

@@ -20,10 +20,6 @@ constexpr int kMaxStagedRows = 96;  // 0.5 MiB of tiles, logits and the rows' ow
 constexpr int kMinStagedRows = 24;
 constexpr int kTasksPerThread = 8;
 
-struct Span {
-  int begin, end;
-};
-
 struct Sequence {
   int64_t first_token;  // of q
   int q_len, kv_len;

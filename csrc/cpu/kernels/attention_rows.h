@@ -16,6 +16,10 @@
 namespace pagedserve::cpu {
 namespace {
 
+struct Span {
+  int begin, end;
+};
+
 constexpr int kSplit = 256;                // tokens; part of the op's definition, see Numerics in DESIGN.md
 constexpr int kLogitStride = kSplit + 16;  // dot products come in groups, and the last may run over
 constexpr int kPair = 2 * kLanes;
@@ -96,8 +100,8 @@ ALWAYS_INLINE void dot_block(const float* q, int width, const T* const (&keys)[k
 }
 
 // logits[r, t] = q[r] . keys[t] for num_tokens tokens and at most kBlockRows rows.
-template <class T>
-inline void dot_rows(const float* q, int num_rows, const char* const* keys, int num_tokens, int head_dim, Ahead ahead,
+template <class T, class Q>
+inline void dot_rows(const Q* q, int num_rows, const char* const* keys, int num_tokens, int head_dim, Ahead ahead,
                      float* logits) {
   const int width = padded(head_dim);
   with_count<kBlockRows>(num_rows, [&](auto rows) {

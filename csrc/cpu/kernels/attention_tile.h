@@ -66,23 +66,24 @@ ALWAYS_INLINE Sums<kRows> operator+(const Sums<kRows>& a, const Sums<kRows>& b) 
   return out;
 }
 
+ALWAYS_INLINE Vec add_product(const float* q, const float* keys, Vec sum) { return fma(splat(*q), load(keys), sum); }
+
 // The products of elements l, l + kLanes, ... of each row with kLanes tokens.
-template <int kRows>
-ALWAYS_INLINE Sums<kRows> add_class(const float* q, const float* block, int width) {
+template <int kRows, class T>
+ALWAYS_INLINE Sums<kRows> add_class(const T* q, const T* block, int width) {
   Sums<kRows> sums;
   UNROLL
   for (int r = 0; r < kRows; ++r) sums.row[r] = zero();
   for (int d = 0; d < width; d += kLanes) {
-    const Vec keys = load(block + d * kLanes);
     UNROLL
-    for (int r = 0; r < kRows; ++r) sums.row[r] = fma(splat(q[r * width + d]), keys, sums.row[r]);
+    for (int r = 0; r < kRows; ++r) sums.row[r] = add_product(q + r * width + d, block + d * kLanes, sums.row[r]);
   }
   return sums;
 }
 
 // Classes 4 * quarter to 4 * quarter + 3.
-template <int kRows>
-ALWAYS_INLINE Sums<kRows> add_quarter(const float* q, const float* block, int width, int quarter) {
+template <int kRows, class T>
+ALWAYS_INLINE Sums<kRows> add_quarter(const T* q, const T* block, int width, int quarter) {
   const auto one = [&](int i) {
     const int lane = 4 * quarter + i;
     return add_class<kRows>(q + lane, block + lane * kLanes, width);
@@ -92,8 +93,8 @@ ALWAYS_INLINE Sums<kRows> add_quarter(const float* q, const float* block, int wi
 }
 
 // logits[r, j] = q[r] . key j of one block of a key tile.
-template <int kRows>
-inline void dot_tile_rows(const float* q, const float* block, int width, float* logits) {
+template <int kRows, class T>
+inline void dot_tile_rows(const T* q, const T* block, int width, float* logits) {
   const auto quarter = [&](int i) { return add_quarter<kRows>(q, block, width, i); };
   Sums<kRows> sums;
   if constexpr (kLanes == 16) {
@@ -108,7 +109,8 @@ inline void dot_tile_rows(const float* q, const float* block, int width, float* 
   for (int r = 0; r < kRows; ++r) store(logits + r * kLogitStride, sums.row[r]);
 }
 
-inline void dot_tile(const float* q, int num_rows, const float* block, int width, float* logits) {
+template <class T>
+inline void dot_tile(const T* q, int num_rows, const T* block, int width, float* logits) {
   with_count<kTileRows>(num_rows, [&](auto rows) { dot_tile_rows<rows.value>(q, block, width, logits); });
 }
 

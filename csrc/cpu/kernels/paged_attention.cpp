@@ -12,17 +12,20 @@
 //          straight from the pages, many (a prompt chunk) share tiles staged as f32
 // Sums     per split of 256 tokens from position 0: dot products in lanes over head_dim, the maximum, the
 //          weights, their sum in lanes by position, o token by token; splits are folded left to right. All in
-//          f32, the same additions in the same order whatever the path, the neighbours and the threads
+//          f32, the same additions in the same order whatever the path, the neighbours and the threads. With
+//          bf16_products, on a processor that has them: q and weights rounded to bf16, two products an addition
+//          (attention_bf16.h)
 // Traffic  2 * sum(kv_lens) * num_kv_heads * head_dim * sizeof(KV) bytes; a prompt chunk reads its prefix once per
 //          96 rows, from the last cache
 // Bound    2 * group_size / sizeof(KV) flop per byte of a decode: memory, up to a group of about 4 in bf16 on Zen 4
-//          (84 of 115 GFLOP/s a core against 17 GB/s a core)
+//          (84 of 115 GFLOP/s a core in f32 against 17 GB/s a core); prompts: products (bf16 pairs: 190 GFLOP/s on
+//          2 cores, f32: 160)
 // Source   Dao, Haziza, Massa, Sizov 2023 (Flash-Decoding: splitting along KV); Kwon et al. 2023 (pages)
 // Oracle   pagedserve/backends/reference/attention.py
 #include "../kernels.h"
+#include "attention_bf16.h"
 #include "attention_plan.h"
 #include "attention_softmax.h"
-#include "attention_tile.h"
 
 namespace pagedserve::cpu {
 namespace {
@@ -30,6 +33,7 @@ namespace {
 constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
 constexpr int kAheadBytes = 8192;  // fetched before they are needed; 4 to 16 KiB do as well
 constexpr int kMaxAhead = 64;      // rows
+constexpr Ahead kNothingAhead{nullptr, 0, 0};
 
 inline int64_t element_bytes(DType dtype) {
   switch (dtype) {
@@ -86,37 +90,59 @@ struct Scratch {
   }
 };
 
+// How kPair elements of a row lie in o, and in the q of products in f32.
+enum class Order { kPlain, kEvenOdd, kUnpacked };
+
+inline int place(Order order, int element) {
+  switch (order) {
+    case Order::kEvenOdd:
+      return element % 2 * kLanes + element / 2;
+#if defined(__AVX512BF16__)
+    case Order::kUnpacked:
+      return unpacked_place(element);
+#endif
+    default:
+      return element;
+  }
+}
+
 template <class T>
-inline void load_row(const T* from, int head_dim, bool interleaved, float* to) {
+inline void load_row(const T* from, int head_dim, Order order, float* to) {
   float plain[kPair];
   for (int d = 0; d < head_dim; d += kPair, to += kPair) {
     const Vec a = load(from + d, head_dim - d);
     const Vec b = head_dim - d > kLanes ? load(from + d + kLanes, head_dim - d - kLanes) : zero();
-    if (!interleaved) {
+    if (order == Order::kPlain) {
       store(to, a);
       store(to + kLanes, b);
       continue;
     }
     store(plain, a);
     store(plain + kLanes, b);
-    for (int j = 0; j < kLanes; ++j) to[j] = plain[2 * j], to[kLanes + j] = plain[2 * j + 1];
+    for (int j = 0; j < kPair; ++j) to[place(order, j)] = plain[j];
   }
 }
 
 template <class T>
-inline void store_row(const float* from, int head_dim, bool interleaved, T* to) {
+inline void store_row(const float* from, int head_dim, Order order, T* to) {
   float plain[kPair];
   for (int d = 0; d < head_dim; d += kPair, from += kPair) {
-    for (int j = 0; j < kPair; ++j) plain[j] = interleaved ? from[(j & 1) * kLanes + j / 2] : from[j];
+    for (int j = 0; j < kPair; ++j) plain[j] = from[place(order, j)];
     store(to + d, load(plain), head_dim - d);
     if (head_dim - d > kLanes) store(to + d + kLanes, load(plain + kLanes), head_dim - d - kLanes);
   }
 }
 
+inline Order order_of(DType dtype) { return dtype == DType::kBF16 ? Order::kEvenOdd : Order::kPlain; }
+
 class Attention {
  public:
   Attention(const PagedAttentionParams& p, const Scratch& scratch)
-      : p_(p), x_(scratch), group_(p.num_q_heads / p.num_kv_heads), width_(padded(p.head_dim)) {}
+      : p_(p),
+        x_(scratch),
+        group_(p.num_q_heads / p.num_kv_heads),
+        width_(padded(p.head_dim)),
+        in_pairs_(kHasBf16Products && p.bf16_products && p.k.dtype == DType::kBF16 && p.v.dtype == DType::kBF16) {}
 
   // Attends to the task's splits; folds them and writes the rows, or leaves every split's partial.
   void attend(const Task& task, float* partials, int partial_stride) {
@@ -206,13 +232,24 @@ class Attention {
     }
   }
 
+  template <class T>
+  void narrow_row(const T* from, Bf16* to) const {
+    for (int d = 0; d < width_; d += kLanes) {
+      store(to + d, d < p_.head_dim ? load(from + d, p_.head_dim - d) : zero());
+    }
+  }
+
   void stage_queries() {
     with_float_type(p_.q_dtype, [&](auto type) {
       using T = decltype(type);
       for (int r = 0; r < task_.num_rows; ++r) {
         const T* row = static_cast<const T*>(p_.q) + (seq_.first_token + query(r)) * p_.q_token_stride +
                        q_head(r) * p_.q_head_stride;
-        load_row(row, p_.head_dim, p_.k.dtype == DType::kBF16, x_.q + r * width_);
+        if (in_pairs_) {
+          narrow_row(row, reinterpret_cast<Bf16*>(x_.q) + r * width_);
+        } else {
+          load_row(row, p_.head_dim, order_of(p_.k.dtype), x_.q + r * width_);
+        }
       }
     });
   }
@@ -225,7 +262,7 @@ class Attention {
         const float* sink = p_.sinks == nullptr ? nullptr : p_.sinks + q_head(r);
         const float lse = finish(x_.totals[r], sink, width_, x_.total_o + r * width_);
         if (p_.lse != nullptr) p_.lse[token * p_.num_q_heads + q_head(r)] = lse;
-        store_row(x_.total_o + r * width_, p_.head_dim, p_.v.dtype == DType::kBF16,
+        store_row(x_.total_o + r * width_, p_.head_dim, in_pairs_ ? Order::kUnpacked : order_of(p_.v.dtype),
                   static_cast<T*>(p_.out) + token * p_.out_token_stride + q_head(r) * p_.out_head_stride);
       }
     });
@@ -258,40 +295,48 @@ class Attention {
     const bool staged = task_.num_rows > kDirectRows;
     const int first = span.begin - origin_;
     const Ahead ahead{x_.addresses, ahead_rows(p_.k), static_cast<int>(row_bytes(p_.k))};
-    with_kv_type(p_.k.dtype, [&](auto type) {
-      staged ? dot_staged<decltype(type)>(first, ahead) : dot_direct<decltype(type)>(first, ahead);
-    });
-    weigh(span);
     const Ahead value_ahead{x_.addresses + num_tokens_, ahead_rows(p_.v), static_cast<int>(row_bytes(p_.v))};
     memset(x_.o, 0, task_.num_rows * width_ * sizeof(float));
+    if (in_pairs_) {
+      attend_in_pairs(span, staged, ahead, value_ahead);
+      return end;
+    }
+    with_kv_type(p_.k.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (!staged) return dot_direct<T>(x_.q, first, ahead);
+      stage_keys<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.key_tile);
+      dot_staged<float>(x_.q, x_.key_tile, width_, first);
+    });
+    weigh(span);
     with_kv_type(p_.v.dtype, [&](auto type) {
       staged ? sum_staged<decltype(type)>(first, value_ahead) : sum_direct<decltype(type)>(first, value_ahead);
     });
     return end;
   }
 
-  template <class T>
-  void dot_direct(int first, Ahead ahead) {
-    for (int t = 0; t < num_tokens_; t += kDirectTokens) {
-      const int count = smaller(kDirectTokens, num_tokens_ - t);
-      Ahead here = ahead.from(t);
+  // Ends of the runs in which tokens are read for all rows before the next: a pair of tokens is never cut.
+  int direct_end(int token, int end) const { return smaller((token / kDirectTokens + 1) * kDirectTokens, end); }
+
+  template <class T, class Q>
+  void dot_direct(const Q* q, int first, Ahead ahead) {
+    for (int t = first, end = first + num_tokens_; t < end; t = direct_end(t, end)) {
+      Ahead here = ahead.from(t - first);
       for (int r = 0; r < task_.num_rows; r += kBlockRows) {
-        dot_rows<T>(x_.q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + t, count, p_.head_dim,
-                    here, x_.logits + r * kLogitStride + first + t);
+        dot_rows<T>(q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + (t - first),
+                    direct_end(t, end) - t, p_.head_dim, here, x_.logits + r * kLogitStride + t);
         here.rows = nullptr;
       }
     }
   }
 
+  // Of a key tile whose rows, like those of q, have `width` elements.
   template <class T>
-  void dot_staged(int first, Ahead ahead) {
-    stage_keys<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.key_tile);
-    const float* block = x_.key_tile;
-    for (int t = first; t < first + num_tokens_; t += kLanes, block += width_ * kLanes) {
+  void dot_staged(const T* q, const T* tile, int width, int first) {
+    for (int t = first; t < first + num_tokens_; t += kLanes, tile += width * kLanes) {
       for (int r = 0; r < task_.num_rows; r += kTileRows) {
         const int rows = smaller(kTileRows, task_.num_rows - r);
         if (x_.spans[r].begin >= origin_ + t + kLanes || x_.spans[r + rows - 1].end <= origin_ + t) continue;
-        dot_tile(x_.q + r * width_, rows, block, width_, x_.logits + r * kLogitStride + t);
+        dot_tile(q + r * width, rows, tile, width, x_.logits + r * kLogitStride + t);
       }
     }
   }
@@ -331,14 +376,14 @@ class Attention {
 
   template <class T>
   void sum_direct(int first, Ahead ahead) {
-    for (int t = 0; t < num_tokens_; t += kDirectTokens) {
-      const int count = smaller(kDirectTokens, num_tokens_ - t);
-      const char* const* values = x_.addresses + num_tokens_ + t;
-      Ahead here = ahead.from(t);
+    for (int t = first, end = first + num_tokens_; t < end; t = direct_end(t, end)) {
+      const char* const* values = x_.addresses + num_tokens_ - first;
       for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        const int rows = smaller(kSumRows, task_.num_rows - r);
-        sum_seen<T>(r, rows, values, {first + t, first + t + count}, p_.head_dim, here);
-        here.rows = nullptr;
+        sum_seen<1>(r, {t, direct_end(t, end)}, [&](int row, int rows, Span seen, bool common) {
+          sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, values + seen.begin, seen.end - seen.begin,
+                      p_.head_dim, common && r == 0 ? ahead.from(seen.begin - first) : kNothingAhead,
+                      x_.o + row * width_);
+        });
       }
     }
   }
@@ -348,35 +393,79 @@ class Attention {
     stage_values<T>(x_.addresses + num_tokens_, num_tokens_, p_.head_dim, ahead, x_.value_tile);
     for (int t = 0; t < num_tokens_; ++t) x_.value_rows[t] = reinterpret_cast<const char*>(x_.value_tile + t * width_);
     for (int r = 0; r < task_.num_rows; r += kSumRows) {
-      const int rows = smaller(kSumRows, task_.num_rows - r);
-      sum_seen<float>(r, rows, x_.value_rows, {first, first + num_tokens_}, width_, {nullptr, 0, 0});
+      sum_seen<1>(r, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
+        sum_rows<float>(x_.logits + row * kLogitStride + seen.begin, rows, x_.value_rows + (seen.begin - first),
+                        seen.end - seen.begin, width_, kNothingAhead, x_.o + row * width_);
+      });
     }
   }
 
-  // o += weights times values for those of `tokens` that each row sees; a weight of 0 would not do, for 0 * NaN.
-  template <class T>
-  void sum_seen(int row, int num_rows, const char* const* values, Span tokens, int head_dim, Ahead ahead) {
+  // The same on products of bf16 pairs.
+  void attend_in_pairs(Span span, bool staged, Ahead ahead, Ahead value_ahead) {
+#if defined(__AVX512BF16__)
+    const Span tokens{span.begin - origin_, span.end - origin_};
+    const Bf16* q = reinterpret_cast<const Bf16*>(x_.q);
+    if (staged) {
+      auto* tile = reinterpret_cast<Bf16Pair*>(x_.key_tile);
+      stage_keys(x_.addresses, num_tokens_, p_.head_dim, ahead, tile);
+      dot_staged<Bf16Pair>(reinterpret_cast<const Bf16Pair*>(q), tile, width_ / 2, tokens.begin);
+    } else {
+      dot_direct<Bf16>(q, tokens.begin, ahead);
+    }
+    weigh(span);
+    for (int r = 0; r < task_.num_rows; ++r) narrow_in_place(x_.logits + r * kLogitStride, in_split(r));
+    const auto sum = [&](int row, int rows, Span seen, const auto& values, Ahead fetch) {
+      sum_pairs(reinterpret_cast<const Bf16*>(x_.logits + row * kLogitStride), rows, values, seen, p_.head_dim, fetch,
+                x_.o + row * width_);
+    };
+    const char* const* rows_of_values = x_.addresses + num_tokens_;
+    if (staged) {
+      auto* tile = reinterpret_cast<Bf16Pair*>(x_.value_tile);
+      stage_values(rows_of_values, tokens, p_.head_dim, value_ahead, tile);
+      const StagedValues values{tile, tokens.begin / 2 * 2, width_};
+      for (int r = 0; r < task_.num_rows; r += kSumRows) {
+        sum_seen<2>(r, tokens,
+                    [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, values, kNothingAhead); });
+      }
+      return;
+    }
+    const PagedValues values{rows_of_values, tokens.begin, p_.head_dim};
+    for (int t = tokens.begin; t < tokens.end; t = direct_end(t, tokens.end)) {
+      for (int r = 0; r < task_.num_rows; r += kSumRows) {
+        sum_seen<2>(r, {t, direct_end(t, tokens.end)}, [&](int row, int rows, Span seen, bool common) {
+          sum(row, rows, seen, values, common && r == 0 ? value_ahead : kNothingAhead);
+        });
+      }
+    }
+#else
+    (void)span, (void)staged, (void)ahead, (void)value_ahead;
+#endif
+  }
+
+  // Calls sum(row, rows, tokens, common) for those of `tokens` that kSumRows rows from `row` on see: what all of them
+  // see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do, for 0 * NaN.
+  template <int kAlign, class Sum>
+  void sum_seen(int row, Span tokens, const Sum& sum) {
+    const int num_rows = smaller(kSumRows, task_.num_rows - row);
     Span common = tokens;
     for (int r = row; r < row + num_rows; ++r) {
       const Span seen = in_split(r);
       common = {larger(common.begin, seen.begin), smaller(common.end, seen.end)};
     }
     if (p_.tree_mask != nullptr) common.end = smaller(common.end, tree_begin());
+    common.begin += (kAlign - common.begin % kAlign) % kAlign;
+    common.end -= larger(common.end, 0) % kAlign;
     if (common.end < common.begin) common.end = common.begin = smaller(common.begin, tokens.end);
-    const auto sum = [&](int r, int count, int begin, int end, Ahead fetch) {
-      if (begin >= end) return;
-      sum_rows<T>(x_.logits + r * kLogitStride + begin, count, values + (begin - tokens.begin), end - begin, head_dim,
-                  fetch.from(begin - tokens.begin), x_.o + r * width_);
-    };
     const auto alone = [&](int begin, int end) {
       for (int r = row; r < row + num_rows; ++r) {
         const Span seen = in_split(r);
-        for_each_run(r, larger(begin, seen.begin), smaller(end, seen.end),
-                     [&](int from, int to) { sum(r, 1, from, to, {nullptr, 0, 0}); });
+        for_each_run(r, larger(begin, seen.begin), smaller(end, seen.end), [&](int from, int to) {
+          if (from < to) sum(r, 1, Span{from, to}, false);
+        });
       }
     };
     alone(tokens.begin, common.begin);
-    sum(row, num_rows, common.begin, common.end, ahead);
+    if (common.begin < common.end) sum(row, num_rows, common, true);
     alone(common.end, tokens.end);
   }
 
@@ -397,6 +486,7 @@ class Attention {
   const PagedAttentionParams& p_;
   const Scratch& x_;
   const int group_, width_;
+  const bool in_pairs_;  // products of bf16
   Task task_ = {};
   Sequence seq_ = {};
   const int32_t* pages_ = nullptr;
