@@ -157,7 +157,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """torch.cat; on the CPU in this thread alone.
 
     torch wakes all of its threads for each of some hundred matrices: beside another busy process that took sixty times
-    as long as the copies, alone ten times.
+    as long as the copies.
     """
     if tensors[0].device.type != "cpu":
         return torch.cat(list(tensors))
