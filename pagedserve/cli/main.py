@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands.add_parser("generate", help="answer one prompt, word by word"))
     _add_chat(commands.add_parser("chat", help="talk with a model"))
     _add_demo(commands.add_parser("demo", help="serve a real model to many users at once, and show what they feel"))
+    _add_rush(
+        commands.add_parser("rush", help="a spike on the real engine: with promises, and with an unbounded queue")
+    )
     _add_plan(commands.add_parser("plan", help="replicas, spikes and cost of a crowd, simulated in seconds"))
     commands.add_parser("doctor", help="what is installed, what can run here, and why the rest cannot")
     _add_explain(commands.add_parser("explain", help="which backend runs an op, and why the others do not"))
@@ -81,6 +84,22 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=_positive, default=64, metavar="N", help="users at once (default: 64)")
     parser.add_argument("--max-tokens", type=_positive, default=64, metavar="N", help="of each answer (default: 64)")
     parser.add_argument("--out", default="out/demo.png", metavar="PNG", help="the plot; a .json stands beside it")
+    _add_model(parser)
+
+
+def _add_rush(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--duration", type=float, default=120.0, metavar="S", help="seconds of arrivals, both phases (default: 120)"
+    )
+    parser.add_argument("--spike", type=float, default=10.0, metavar="FACTOR", help="times the usual (default: 10)")
+    parser.add_argument(
+        "--slo",
+        default="ttft=2s,tpot=200ms",
+        metavar="PROMISE",
+        help="as ttft=1s,tpot=50ms (default: ttft=2s,tpot=200ms)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the crowd (default: 0)")
+    parser.add_argument("--out", default="out/rush.png", metavar="PNG", help="the plot; .json and .log beside it")
     _add_model(parser)
 
 

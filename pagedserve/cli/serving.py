@@ -39,10 +39,10 @@ def llm(args: argparse.Namespace, console: Console) -> Iterator[Any]:
 
 
 @asynccontextmanager
-async def async_engine(args: argparse.Namespace, console: Console) -> AsyncIterator[Any]:
-    """An `AsyncEngine` of the model options, closed at the end."""
-    with console.progress(f"loading {args.model}") as progress:
-        opened = open_async_engine(args.model, **_options(args), progress=progress)
+async def async_engine(args: argparse.Namespace, console: Console, **options: Any) -> AsyncIterator[Any]:
+    """An `AsyncEngine` of the model options and of further ones, closed at the end."""
+    with console.progress(f"loading {getattr(args.model, 'name', args.model)}") as progress:
+        opened = open_async_engine(args.model, **_options(args), **options, progress=progress)
     try:
         yield opened
     finally:

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-loop load on a real engine: requests are sent when they are due, whether the engine keeps up or not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pagedserve.cli.measure import Engine, Sample, percentile
+from pagedserve.errors import PagedServeError, RequestRejected
+from pagedserve.simulate.results import SERVED, Results
+from pagedserve.simulate.workload import RateProfile, Request, Slo, lognormal
+
+PROBES = 10
+SAMPLE_EVERY_S = 0.1
+RETURNS = 1  # how often somebody who is sent away comes back
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, and what became of it. Times are seconds since the phase began; due_s is of the latest attempt.
+
+    Attributes:
+        first_due_s: of its first attempt.
+        probe: it is the one request that is sent PROBES times.
+        end: "" while it is open; else as in simulate.results, or "failed".
+    """
+
+    number: int
+    prompt: Sequence[int]
+    max_tokens: int
+    due_s: float
+    probe: bool = False
+    attempt: int = 0
+    first_due_s: float = 0.0
+    first_s: float | None = None
+    last_s: float | None = None
+    token_ids: list[int] = field(default_factory=list)
+    end: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(slots=True)
+class Rush:
+    """One phase: the same arrivals, with promises or without.
+
+    Attributes:
+        calls: every attempt; those who come back stand behind the first attempts.
+    """
+
+    name: str
+    promises: bool
+    slo: Slo
+    profile: RateProfile
+    calls: list[Call] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    now_s: float = 0.0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+
+    def results(self) -> Results:
+        """What became of everybody, for the figures."""
+        results = Results()
+        for call in self.calls:
+            request = Request(call.due_s, call.prompt, call.max_tokens, self.slo)
+            results.add(
+                call.number,
+                request,
+                call.end or "abort",
+                attempt=call.attempt,
+                first_s=call.first_s,
+                last_s=call.last_s if call.end in SERVED else None,
+                output_tokens=len(call.token_ids),
+                retry_after_s=call.retry_after_s,
+            )
+        return results
+
+    @property
+    def probes(self) -> list[list[Call]]:
+        """The attempts of each probe."""
+        attempts: dict[int, list[Call]] = {}
+        for call in self.calls:
+            if call.probe:
+                attempts.setdefault(call.number, []).append(call)
+        return list(attempts.values())
+
+
+def arrivals(profile: RateProfile, prompts: Sequence[Sequence[int]], probe: Sequence[int], seed: int) -> list[Call]:
+    """The calls of a phase: prompts in turn, lengths drawn by seed, and PROBES times the same one, evenly spread."""
+    draw, clock = lognormal(40, 0.6, 128), random.Random(seed)
+    due = [(t, False) for t in profile.arrivals(seed)]
+    due += [((place + 0.5) * profile.duration_s / PROBES, True) for place in range(PROBES)]
+    calls = []
+    for number, (due_s, is_probe) in enumerate(sorted(due)):
+        prompt = probe if is_probe else prompts[number % len(prompts)]
+        calls.append(Call(number, prompt, 32 if is_probe else draw(clock), due_s, is_probe, first_due_s=due_s))
+    return calls
+
+
+async def capacity(
+    engine: Engine, prompts: Sequence[Sequence[int]], make_params: Callable[[Call], Any], n: int
+) -> float:
+    """Requests a second that the engine finishes while it always has as many as it can run at once.
+
+    The rate between the end of a quarter of n requests and of three quarters, all sent at once.
+    """
+    calls = [Call(i, prompts[i % len(prompts)], 40, 0.0) for i in range(n)]
+    began = time.perf_counter()
+    await asyncio.gather(*(_ask(engine, call, make_params(call), began) for call in calls))
+    ends = sorted(call.last_s or 0.0 for call in calls)
+    span = ends[3 * n // 4] - ends[n // 4]
+    return (3 * n // 4 - n // 4) / span if span > 0 else n / max(ends[-1], 1e-9)
+
+
+async def run_rush(
+    engine: Engine, rush: Rush, make_params: Callable[[Call], Any], *, drain_s: float, changed: Callable[[], None]
+) -> None:
+    """Send every call of a phase when it is due, wait for the answers, and note when what came.
+
+    Args:
+        make_params: SamplingParams of a call.
+        drain_s: so long after the last arrival, who has no answer yet is cut off.
+        changed: called when something happened.
+    """
+    began = time.perf_counter()
+    watcher = asyncio.create_task(_watch(engine, rush, began, changed))
+    tasks: set[asyncio.Task[None]] = set()
+    try:
+        for call in list(rush.calls):
+            await asyncio.sleep(max(0.0, began + call.due_s - time.perf_counter()))
+            tasks.add(asyncio.create_task(_visit(engine, rush, call, make_params, began)))
+        _, late = await asyncio.wait(
+            tasks, timeout=max(0.0, began + rush.profile.duration_s + drain_s - time.perf_counter())
+        )
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in (*tasks, watcher):
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+    stats = engine.stats()
+    rush.preemptions, rush.recomputed_tokens = stats.preemptions, stats.recomputed_tokens
+
+
+async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[Call], Any], began: float) -> None:
+    """One user: who is sent away with a time comes back after it."""
+    while True:
+        await _ask(engine, call, make_params(call), began)
+        if call.retry_after_s is None or call.attempt >= RETURNS:
+            return
+        due_s = time.perf_counter() - began + call.retry_after_s
+        if due_s > rush.profile.duration_s:
+            return  # the evening is over
+        call = replace(
+            call,
+            attempt=call.attempt + 1,
+            due_s=due_s,
+            token_ids=[],
+            end="",
+            retry_after_s=None,
+            first_s=None,
+            last_s=None,
+        )
+        await asyncio.sleep(max(0.0, began + due_s - time.perf_counter()))
+        rush.calls.append(call)
+
+
+async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
+    try:
+        async with aclosing(engine.generate(call.prompt, params)) as deltas:
+            async for delta in deltas:
+                now = time.perf_counter() - began
+                if delta.token_ids:
+                    call.first_s = now if call.first_s is None else call.first_s
+                    call.last_s = now
+                    call.token_ids += delta.token_ids
+                if delta.finish_reason is not None:
+                    call.end = delta.finish_reason
+    except RequestRejected as error:
+        call.end, call.retry_after_s = error.reason, error.retry_after_s
+    except PagedServeError:
+        call.end = "failed"
+
+
+async def _watch(engine: Engine, rush: Rush, began: float, changed: Callable[[], None]) -> None:
+    while True:
+        now = engine.stats()
+        rush.now_s = time.perf_counter() - began
+        rush.samples.append(Sample(rush.now_s, now.running, now.waiting, now.pages_in_use))
+        changed()
+        await asyncio.sleep(SAMPLE_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """The same request, again and again under load. Waits are from the first attempt to the first token.
+
+    Attributes:
+        answered: of PROBES; the others were sent away and stayed away.
+        identical: of those answered, how many gave the tokens that most of them gave.
+    """
+
+    answered: int
+    identical: int
+    least_s: float | None
+    median_s: float | None
+    most_s: float | None
+
+
+def consistency(rush: Rush) -> Consistency:
+    """Of a phase's probes."""
+    answered = [attempts[-1] for attempts in rush.probes if attempts[-1].end in SERVED]
+    waits = [call.first_s - call.first_due_s for call in answered if call.first_s is not None]
+    texts = [tuple(call.token_ids) for call in answered]
+    identical = max((texts.count(text) for text in texts), default=0)
+    return Consistency(
+        len(answered), identical, min(waits, default=None), percentile(waits, 50), max(waits, default=None)
+    )
