@@ -116,11 +116,13 @@ def paged_decode(
     v_scales: Tensor | None,
     out: Tensor,
     lse: Tensor | None,
+    workspace: Tensor | None,
     q_len: int,
     scale: float,
     window: int,
     soft_cap: float,
 ) -> list[Launch]:
+    """workspace is the CUDA backend's; what is needed here is made here."""
     num_seqs, max_pages = page_table.shape
     num_kv_heads, head_dim = k_pages.shape[2], q.shape[2]
     config = target.config("paged_decode", head_dim=head_dim, element_bits=_element_bits(q, k_pages))
