@@ -106,6 +106,7 @@ TRITON_OPS: dict[str, dict[str, tuple[str, ...]]] = {
     "rope": {"x": FLOATS},
     "silu_mul": {"gate_up": FLOATS},
     "gelu_mul": {"gate_up": FLOATS},
+    "sample": {"logits": F32},
 }
 
 # What CUDA kernels run.

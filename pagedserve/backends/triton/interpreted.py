@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pagedserve.backends.triton import attention, cache, fused
+from pagedserve.backends.triton import attention, cache, fused, sampling
 from pagedserve.backends.triton.interpreter import interpret
 from pagedserve.backends.triton.launch import Launch, signature_of
 from pagedserve.backends.triton.target import INTERPRETED
@@ -32,3 +32,4 @@ rms_norm = _interpreted(fused.rms_norm)
 rope = _interpreted(fused.rope)
 silu_mul = _interpreted(fused.silu_mul)
 gelu_mul = _interpreted(fused.gelu_mul)
+sample = _interpreted(sampling.sample)

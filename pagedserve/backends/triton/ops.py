@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pagedserve.backends.triton import attention, cache, fused
+from pagedserve.backends.triton import attention, cache, fused, sampling
 from pagedserve.backends.triton.launch import Launch, signature_of
 from pagedserve.backends.triton.target import of_device
 
@@ -33,3 +33,4 @@ rms_norm = _on_device(fused.rms_norm)
 rope = _on_device(fused.rope)
 silu_mul = _on_device(fused.silu_mul)
 gelu_mul = _on_device(fused.gelu_mul)
+sample = _on_device(sampling.sample)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launches of sampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pagedserve.backends.triton.kernels.sample import count_history_kernel, sample_kernel
+from pagedserve.backends.triton.launch import Launch
+from pagedserve.backends.triton.sizes import ceil_div, power_of_two
+from pagedserve.backends.triton.target import Target
+
+HISTORY_BLOCK = 256  # tokens of a row's history that one program counts
+
+
+def sample(
+    target: Target,
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    seeds: Tensor,
+    offsets: Tensor,
+    history: Tensor,
+    history_starts: Tensor,
+    output_starts: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+    top_tokens: Tensor,
+    top_logprobs: Tensor,
+) -> list[Launch]:
+    num_rows, vocab_size = logits.shape
+    config = target.config("sample", vocab_size=vocab_size)
+    launches, seen = [], None
+    if len(history):
+        seen = logits.new_zeros((num_rows, vocab_size), dtype=torch.int32)
+        # Which row has how much is on the device: as many programs a row as if it had all.
+        grid = (ceil_div(len(history), HISTORY_BLOCK), num_rows)
+        arguments = {
+            "history": history,
+            "history_starts": history_starts,
+            "output_starts": output_starts,
+            "seen": seen,
+            "vocab_size": vocab_size,
+        }
+        launches.append(Launch(count_history_kernel, grid, arguments, {"BLOCK": HISTORY_BLOCK}, num_warps=4))
+    rows = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition": repetition,
+        "presence": presence,
+        "frequency": frequency,
+        "seeds": seeds,
+        "offsets": offsets,
+    }
+    arguments = {
+        "logits": logits,
+        **rows,
+        "seen": seen,
+        "scores": torch.empty((num_rows, vocab_size), dtype=torch.float32, device=logits.device),
+        "tokens": tokens,
+        "logprobs": logprobs,
+        "top_tokens": top_tokens,
+        "top_logprobs": top_logprobs,
+        "logits_stride": logits.stride(0),
+        "vocab_size": vocab_size,
+        "num_top": top_tokens.shape[1],
+    }
+    block = min(power_of_two(vocab_size, 16), config["block"])
+    launches.append(Launch(sample_kernel, (num_rows,), arguments, {"BLOCK": block}, num_warps=config["num_warps"]))
+    return launches
