@@ -7,6 +7,13 @@ cache, and compiles nothing: the cache's key is made of what a launch passes, an
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from pagedserve.backends.triton.launch import Launch
+from pagedserve.backends.triton.catalogue import ModelShape, launches_of
+from pagedserve.backends.triton.target import Target
+
+LARGEST_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of one program; CUDA programming guide, table of limits
 
 
 class CompileOnlyDriver(DriverBase):
@@ -23,7 +33,8 @@ class CompileOnlyDriver(DriverBase):
     def __init__(self, capability: int) -> None:
         super().__init__()
         self._capability = capability
-        self.utils = SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": 227 * 1024})
+        shared = LARGEST_SHARED_BYTES.get(capability, 99 * 1024)
+        self.utils = SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": shared})
 
     @classmethod
     def is_active(cls) -> bool:
@@ -39,16 +50,87 @@ class CompileOnlyDriver(DriverBase):
         return 0
 
     def map_python_to_cpp_type(self, ty: str) -> str:
-        raise NotImplementedError(f"nothing is launched here, so {ty} needs no C++ type")
+        raise RuntimeError(f"nothing is launched here, so {ty} needs no C++ type")
 
     def get_active_torch_device(self) -> Any:
-        raise NotImplementedError("there is no device")
+        raise RuntimeError("there is no device here")
 
     def get_benchmarker(self) -> Any:
-        raise NotImplementedError("there is no device to time on")
+        raise RuntimeError("there is no device here to time on")
 
 
-def compile_launches(launches: list[Launch], capability: int) -> list[Any]:
-    """Compiled kernels of launches for an architecture. For a process that launches nothing: its driver stays set."""
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's resources, and what its machine code holds.
+
+    Attributes:
+        spilled_bytes: stack and local memory of a thread.
+        instructions: how often each of INSTRUCTIONS stands in the code.
+    """
+
+    op: str
+    kernel: str
+    capability: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    instructions: dict[str, int]
+    ptx: str
+
+
+# Copies to shared memory in the background, loads of matrix fragments, matrix instructions of sm_80 and sm_90, spills.
+INSTRUCTIONS = ("LDGSTS", "LDSM", "HMMA", "HGMMA", "LDL", "STL")
+
+
+def compile_model(
+    capability: int, shapes: list[ModelShape], ops: tuple[str, ...], num_workers: int, cache: str | None = None
+) -> list[list[Compiled]]:
+    """Compiles a model's kernels in processes of their own, for each shape.
+
+    Args:
+        capability: the architecture, as 90.
+        ops: those to compile; none: all.
+        cache: the folder to keep them in; None: Triton's, which TRITON_CACHE_DIR sets.
+    """
+    jobs = [(capability, shape, ops, cache) for shape in shapes]
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_compile_shape, jobs))
+
+
+def _compile_shape(job: tuple[int, ModelShape, tuple[str, ...], str | None]) -> list[Compiled]:
+    """In a process that launches nothing: the driver stays set."""
+    capability, shape, ops, cache = job
+    if cache is not None:
+        triton.knobs.cache.dir = cache
     triton.runtime.driver.set_active(CompileOnlyDriver(capability))
-    return [launch.compile() for launch in launches]
+    return [
+        _describe(op, launch.name, capability, launch.compile())
+        for op, launch in launches_of(Target(capability), shape, ops)
+    ]
+
+
+def _describe(op: str, kernel: str, capability: int, compiled: Any) -> Compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _output(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
+        code = _output(triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump does not tell {kernel}'s resources: {usage[:200]}")
+    registers, stack, local = map(int, found.groups())
+    return Compiled(
+        op=op,
+        kernel=kernel,
+        capability=capability,
+        registers=registers,
+        spilled_bytes=stack + local,
+        shared_bytes=compiled.metadata.shared,
+        instructions={name: len(re.findall(rf"\b{name}", code)) for name in INSTRUCTIONS},
+        ptx=compiled.asm["ptx"],
+    )
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr

@@ -54,8 +54,9 @@ class Launch:
 
 
 def signature_of(op: Callable[..., None], build: Callable[..., list[Launch]]) -> Callable[..., None]:
-    """op with the name and annotations of what builds its launches, but for the target."""
+    """op with the name and annotations of what builds its launches, but for the target; op.build is that."""
     op.__name__ = build.__name__
+    op.build = build  # type: ignore[attr-defined]
     op.__annotations__ = {name: kind for name, kind in build.__annotations__.items() if name != "target"}
     op.__annotations__["return"] = None
     return op

@@ -6,11 +6,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import torch
+
+from pagedserve.errors import BackendUnavailable
 
 TABLES = (80, 90)  # those of configs/
 
@@ -22,10 +24,12 @@ class Target:
     Attributes:
         capability: major * 10 + minor, as 90 of an H200.
         num_processors: streaming multiprocessors, which work is spread over.
+        instead: values that stand for an op's row of the table, as a search for better ones tries them.
     """
 
     capability: int
     num_processors: int = 132
+    instead: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def table(self) -> int:
@@ -39,7 +43,7 @@ class Target:
 
     def config(self, op: str, **shape: int) -> Mapping[str, int]:
         """The values of the first row of an op's table that a shape falls into."""
-        return row(read_table(self.table), op, shape)["use"]
+        return self.instead.get(op) or row(read_table(self.table), op, shape)["use"]
 
 
 @functools.cache
@@ -66,6 +70,11 @@ def row(table: Mapping[str, list[dict[str, Any]]], op: str, shape: Mapping[str, 
 def of_device(index: int) -> Target:
     """The target of a CUDA device."""
     properties = torch.cuda.get_device_properties(index)
+    if properties.major < 8:
+        raise BackendUnavailable(
+            f"{properties.name} has compute capability {properties.major}.{properties.minor}; the Triton kernels need "
+            f"8.0 or above: use backend='reference'"
+        )
     return Target(properties.major * 10 + properties.minor, properties.multi_processor_count)
 
 

@@ -86,7 +86,9 @@ def merge(
     store_result(o, lse2, row_sinks, out, out_rows, lse, lse_rows, valid, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["num_workers", "max_splits", "q_len", "num_rows", "num_kv_heads", "window"])
+@triton.jit(
+    do_not_specialize=["num_workers", "max_splits", "q_len", "num_rows", "num_kv_heads", "window", "table_stride"]
+)
 def paged_decode_kernel(
     q,
     k_pages,

@@ -39,7 +39,7 @@ def sequence_of(tile, q_starts, num_seqs, GROUP_SIZE: tl.constexpr, BLOCK_M: tl.
     return low
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_kv_heads", "window"])
+@triton.jit(do_not_specialize=["num_seqs", "num_kv_heads", "window", "table_stride"])
 def paged_prefill_kernel(
     q,
     k_pages,
