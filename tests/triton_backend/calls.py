@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of ops by launches of the test's own making: for any target, in any order of programs, with other kernels."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pagedserve import ops
+from pagedserve.backends.triton import interpreted
+from pagedserve.backends.triton.interpreter import interpret
+from pagedserve.backends.triton.launch import Launch
+from pagedserve.backends.triton.target import INTERPRETED, Target
+
+
+def run(
+    op: str,
+    arguments: dict[str, Any],
+    *,
+    target: Target = INTERPRETED,
+    order: int | None = 0,
+    change: Callable[[Launch], Launch] = lambda launch: launch,
+) -> tuple[Tensor, ...]:
+    """An op's results, interpreted. change: what is run instead of each launch."""
+    build = getattr(interpreted, op).build
+
+    def instead(*operands: Any) -> None:
+        interpret([change(launch) for launch in build(target, *operands)], order=order)
+
+    with mock.patch("pagedserve.ops.call.choose", return_value=instead):
+        returned = getattr(ops, op)(**arguments)
+    return returned if isinstance(returned, tuple) else (returned,)
+
+
+def same_bits(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
+    """NaN is equal to itself here, and 0 is not -0."""
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(ours, theirs, strict=True))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)
