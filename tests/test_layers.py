@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "ops": {"specs", "torch", "numpy"},
     "cache": {"ops", "torch"},
     "models": {"ops", "cache", "torch", "numpy", "tokenizers", "safetensors", "jinja2"},
-    "engine": {"scheduling", "cache", "models", "ops", "torch", "numpy"},
+    "engine": {"scheduling", "cache", "models", "ops", "torch", "numpy", "prometheus_client"},
     "emulate": {"ops", "specs", "torch", "numpy"},
     "simulate": {"scheduling", "specs"},
     "cli": ANY,

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from pagedserve.engine.helper_thread import HelperThread
+from pagedserve.engine.observer import Observer, Unobserved
 from pagedserve.engine.requests import CompletionState, Request, StepTokens
 from pagedserve.errors import EngineClosed, InvalidInput, PagedServeError, RequestRejected, StepError
 from pagedserve.scheduling import events as ev
@@ -97,6 +98,7 @@ class EngineCore:
         runner: likewise.
         clock: seconds; every time of events and metrics comes from it.
         on_end: called in the loop's thread as its last act.
+        observer: told of what happens.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class EngineCore:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_end: Callable[[], object] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.clock = clock
         self.counters = LoopCounters()
         self._scheduler = scheduler
         self._runner = runner
         self._on_end = on_end
+        self._observer = observer or Unobserved()
         self._commands: SimpleQueue[Request | _Abort | _Close] = SimpleQueue()
         self._lock = threading.Lock()  # guards _requests and _closed
         self._requests: dict[str, Request] = {}
@@ -219,6 +223,7 @@ class EngineCore:
 
     def _arrive(self, request: Request) -> None:
         params = request.params
+        self._observer.arrived(request)
         for completion in request.completions:
             if completion.index and request.id not in self._completions:
                 return  # the first was refused, and the whole request with it
@@ -269,6 +274,7 @@ class EngineCore:
         self.counters.steps += 1
         self.counters.step_s += end - start
         self.counters.output_tokens += len(step.tokens)
+        self._observer.stepped(plan.num_tokens, end - start)
         self._pending.t, self._pending.completions, self._pending.step = end, sampling, step
         self._decide(self._scheduler.apply(ev.StepDone(end, plan.step, step.tokens, step.failed)))
 
@@ -319,6 +325,7 @@ class EngineCore:
         reasons = {completion: end.reason for completion, end in outputs.ends if isinstance(end, ev.Finish)}
         if outputs.step is not None:
             failed = frozenset(outputs.step.failed)
+            self._observer.sampled((c for c in outputs.completions if not c.ended and c.id not in failed), outputs.t)
             for i, completion in enumerate(outputs.completions):
                 if completion.ended or completion.id in failed:
                     continue
@@ -365,15 +372,17 @@ class EngineCore:
         for completion in rest:
             completion.ended = True
         request.open = 0
-        self._release(request)
+        self._release(request, error)
         with contextlib.suppress(Exception):  # the channel may be what failed
             request.channel.fail(error)
         return rest
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: Request, error: PagedServeError | None = None) -> None:
         if request.open == 0:
             with self._lock:
-                self._requests.pop(request.id, None)
+                known = self._requests.pop(request.id, None)
+            if known is request:
+                self._observer.ended(request, error)
 
 
 def _output_error(error: Exception) -> StepError:

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 from pagedserve.engine.core import EngineCore
 from pagedserve.engine.door import Conversation, Door, Prompt
+from pagedserve.engine.observer import Observer
 from pagedserve.engine.parts import build_parts, check_choices
 from pagedserve.errors import InvalidInput
 from pagedserve.models import Detokenizer, LoadedModel, load_model
@@ -66,6 +67,7 @@ class Face:
         num_host_pages: pages beside the pool that preempted requests may be moved to; 0: they are computed again.
         seed: of requests that have none.
         event_log: a file for everything the scheduler is told; scheduling.log replays it.
+        observer: told of what happens; metrics.EngineMetrics counts it for Prometheus.
         progress: called with (bytes read, bytes in all) while the model loads.
 
     Attributes:
@@ -95,6 +97,7 @@ class Face:
         num_host_pages: int = 0,
         seed: int = 0,
         event_log: str | PathLike[str] | None = None,
+        observer: Observer | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if type(seed) is not int:
@@ -122,7 +125,8 @@ class Face:
             num_host_pages=num_host_pages,
             event_log=event_log,
         )
-        core = EngineCore(scheduler, runner, on_end=event_log_file.close if event_log_file is not None else None)
+        close_log = event_log_file.close if event_log_file is not None else None
+        core = EngineCore(scheduler, runner, on_end=close_log, observer=observer)
         tokenizer = loaded.tokenizer
         door = Door(
             tokenizer,

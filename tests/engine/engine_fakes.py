@@ -111,11 +111,11 @@ def make_config(**changes) -> SchedulerConfig:
     return SchedulerConfig(**limits)
 
 
-def make_core(runner: FakeRunner | None = None, **changes) -> tuple[EngineCore, Door, Scheduler]:
+def make_core(runner: FakeRunner | None = None, *, observer=None, **changes) -> tuple[EngineCore, Door, Scheduler]:
     """A core on a fake runner, the door to it, and its scheduler."""
     config = make_config(**changes)
     scheduler = Scheduler(config)
-    core = EngineCore(scheduler, FakeRunner() if runner is None else runner)
+    core = EngineCore(scheduler, FakeRunner() if runner is None else runner, observer=observer)
     tokenizer = ByteTokenizer()
     door = Door(
         tokenizer,
