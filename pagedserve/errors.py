@@ -14,6 +14,18 @@ class BackendUnavailable(PagedServeError, RuntimeError):
     """The named backend cannot run this call here; the message lists what is missing."""
 
 
+class KernelFault(PagedServeError, RuntimeError):
+    """An emulated kernel did what a kernel may not do; the message names kernel, block, thread and source line.
+
+    Attributes:
+        kind: a short machine-readable word, "deadlock" or "race" for example; DESIGN.md, "The emulator", lists them.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ModelError(PagedServeError, ValueError):
     """A model's files cannot be read, or ask for something that is not supported."""
 

@@ -63,7 +63,10 @@ inline void arrive_named(int barrier, int threads, Site site = Site::here()) {
 // A barrier's kind of order within the block is weaker than the device's; both are taken for the device's.
 inline void fence_block() { emulator::fence(); }
 inline void fence_device() { emulator::fence(); }
-inline void spin_pause(Site site = Site::here()) { emulator::spin("spin_pause", site); }
+inline void spin_pause(Site site = Site::here()) {
+  emulator::Hidden hidden;
+  emulator::spin("spin_pause", site);
+}
 inline void wait_for_previous_kernel() { emulator::wait_for_previous_kernel(); }
 inline void let_next_kernel_start() {}
 
@@ -149,13 +152,13 @@ void atomic_store(T* address, T value, Site site = Site::here()) {
 template <class T>
 T load_streaming(const T* address, Site site = Site::here()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "load_streaming moves 4, 8 or 16 bytes");
-  emulator::check_atomic_address(address, sizeof(T), "load_streaming", site);
+  emulator::check_address(address, sizeof(T), "load_streaming", site);
   return *address;
 }
 template <class T>
 void store_streaming(T* address, T value, Site site = Site::here()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "store_streaming moves 4, 8 or 16 bytes");
-  emulator::check_atomic_address(address, sizeof(T), "store_streaming", site);
+  emulator::check_address(address, sizeof(T), "store_streaming", site);
   *address = value;
 }
 inline void prefetch_l2(const void*) {}
@@ -185,7 +188,9 @@ template <class... Parameters, class... Arguments>
 int launch(const char* name, const LaunchShape& shape, void* /*stream*/, void (*kernel)(Parameters...),
            Arguments... arguments) {
   const auto body = [=] { kernel(static_cast<Parameters>(arguments)...); };
-  return emulator::run(name, shape, [](const void* call) { (*static_cast<decltype(&body)>(call))(); }, &body);
+  using Body = const decltype(body);
+  return emulator::run(
+      name, shape, [](const void* call) { (*static_cast<Body*>(call))(); }, std::make_shared<Body>(body));
 }
 inline const char* error_text(int error) { return error ? pagedserve_emulator_error() : "no error"; }
 

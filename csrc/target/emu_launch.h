@@ -29,7 +29,7 @@ PAGEDSERVE_EMU_INTERNAL inline void end_lane() {
 inline void run_lane() {
   enter_fiber(machine.launcher);
   acquire(&machine.launch_object);
-  machine.body(machine.arguments);
+  machine.body(machine.arguments.get());
   release(&machine.done_objects[machine.done_parity]);
   end_lane();
 }
@@ -130,14 +130,13 @@ PAGEDSERVE_EMU_INTERNAL inline void run_blocks() {
 
 // Runs body(arguments) once per thread of the grid. Returns 0 or kFailed. Launches of one library wait for each other.
 PAGEDSERVE_EMU_INTERNAL inline int run(const char* kernel, const LaunchShape& shape, void (*body)(const void*),
-                                       const void* arguments) {
+                                       std::shared_ptr<const void> arguments) {
   const std::lock_guard<std::mutex> lock(machine.busy);
   Hidden hidden;
   machine.error = {};
   machine.kernel = kernel;
   machine.shape = shape;
   machine.body = body;
-  machine.arguments = arguments;
   if (!check_shape(shape)) return kFailed;
   ++machine.counters.launches;
   machine.random_state = machine.config.seed * 0x9e3779b97f4a7c15ull | 1;
@@ -146,7 +145,12 @@ PAGEDSERVE_EMU_INTERNAL inline int run(const char* kernel, const LaunchShape& sh
   machine.launcher.race = __tsan_get_current_fiber();
 #endif
   // A launch that overlaps the one before is not ordered after it, but by wait_for_previous_kernel.
-  if (!shape.overlap_previous) acquire(&machine.done_objects[machine.done_parity]);
+  if (!shape.overlap_previous) {
+    acquire(&machine.done_objects[machine.done_parity]);
+    machine.calls.clear();
+  }
+  machine.calls.push_back(arguments);
+  machine.arguments = std::move(arguments);
   machine.done_parity ^= 1;
   if (shape.overlap_previous) machine.fibers_in_use ^= 1;
   release(&machine.launch_object);
@@ -173,7 +177,22 @@ PAGEDSERVE_EMU_INTERNAL inline void wait_for_previous_kernel() {
 
 #define PAGEDSERVE_EMU_EXPORT extern "C" __attribute__((weak, used, visibility("default")))
 
+#if defined(PAGEDSERVE_EMU_ASAN)
+namespace pagedserve::emulator {
+// AddressSanitizer knows no CUDA threads: says after its report which one it was.
+inline void say_who(const char*) {
+  if (!machine.current) return;
+  const Lane& lane = self();
+  std::fprintf(stderr, "pagedserve: kernel %s, block %s, thread %d\n", machine.kernel,
+               text_of(lane.block->index).c_str(), lane.thread);
+}
+}  // namespace pagedserve::emulator
+#endif
+
 PAGEDSERVE_EMU_EXPORT void pagedserve_emulator_configure(const pagedserve::emulator::Config* config) {
+#if defined(PAGEDSERVE_EMU_ASAN)
+  __asan_set_error_report_callback(pagedserve::emulator::say_who);
+#endif
   pagedserve::emulator::machine.config = *config;
   pagedserve::emulator::machine.counters = {};
 }

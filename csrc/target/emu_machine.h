@@ -152,7 +152,7 @@ struct Machine {
   const char* kernel = "";
   LaunchShape shape;
   void (*body)(const void*) = nullptr;
-  const void* arguments = nullptr;
+  std::shared_ptr<const void> arguments;
   std::vector<Dim3> waiting_blocks;
   size_t next_block = 0;
   std::vector<Block> slots;
@@ -162,6 +162,7 @@ struct Machine {
   uint64_t random_state = 1, idle_spins = 0;
   std::vector<std::unique_ptr<Fiber>> fibers[2];  // kept from launch to launch; a launch that overlaps takes the others
   int fibers_in_use = 0;
+  std::vector<std::shared_ptr<const void>> calls;  // arguments of launches that may still be running, as they say
   char launch_object = 0, done_objects[2] = {};
   int done_parity = 0;
 };
@@ -218,26 +219,24 @@ PAGEDSERVE_EMU_INTERNAL inline void switch_to(Lane* to) {
 [[noreturn]] PAGEDSERVE_EMU_INTERNAL inline void fail(const char* kind, const std::string& text, const Site& site) {
   const Lane& lane = self();
   stop(kind, "kernel " + std::string(machine.kernel) + ", block " + text_of(lane.block->index) + ", thread " +
-                 std::to_string(lane.thread) + ", " + text_of(site) + ": " + text);
+                 std::to_string(lane.thread) + (site.line ? ", " + text_of(site) : "") + ": " + text);
 }
 
+inline std::string whereabouts(const Lane& lane) {
+  if (lane.done) return "have ended";
+  if (lane.waits_in) return "wait in " + std::string(lane.waits_in) + " at " + text_of(lane.waits_at);
+  return lane.last_site.line ? "run, and were last at " + text_of(lane.last_site) : "run";
+}
 // Where all lanes stand, grouped.
-inline std::string where_all_stand() {
-  std::map<std::string, int> places;
+PAGEDSERVE_EMU_INTERNAL inline std::string where_all_stand() {
+  std::map<std::pair<std::string, std::string>, int> places;
   for (const Block& block : machine.slots) {
     if (!block.live) continue;
-    for (const Lane& lane : block.lanes) {
-      const std::string place = lane.done ? "have ended"
-                                          : std::string(lane.waits_in ? "wait in " : "run since ") +
-                                                (lane.waits_in ? lane.waits_in : "") + " at " +
-                                                text_of(lane.waits_in ? lane.waits_at : lane.last_site);
-      ++places["block " + text_of(block.index) + ": %d threads " + place];
-    }
+    for (const Lane& lane : block.lanes) ++places[{text_of(block.index), whereabouts(lane)}];
   }
   std::string text;
   for (const auto& [place, count] : places) {
-    const size_t at = place.find("%d");
-    text += "\n  " + place.substr(0, at) + std::to_string(count) + place.substr(at + 2);
+    text += "\n  block " + place.first + ": " + std::to_string(count) + " threads " + place.second;
   }
   return text;
 }

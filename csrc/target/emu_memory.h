@@ -52,7 +52,8 @@ PAGEDSERVE_EMU_INTERNAL inline void order_atomic(void* object, Order order, bool
     self().relaxed_reads.push_back(object);
   }
 }
-inline void check_atomic_address(const void* address, size_t bytes, const char* word, const Site& site) {
+PAGEDSERVE_EMU_INTERNAL inline void check_address(const void* address, size_t bytes, const char* word,
+                                                  const Site& site) {
   if (reinterpret_cast<uintptr_t>(address) % bytes) {
     fail("misaligned", std::string(word) + " is given an address that is no multiple of " + std::to_string(bytes),
          site);
@@ -77,7 +78,7 @@ PAGEDSERVE_EMU_INTERNAL inline void after_atomic(bool changed, const char* word,
 // All fibers share an OS thread, so reading and then writing is indivisible.
 template <class T, class Change>
 T atomic_update(T* address, Order order, const char* word, const Site& site, Change change) {
-  check_atomic_address(address, sizeof(T), word, site);
+  check_address(address, sizeof(T), word, site);
   T old, changed;
   __atomic_load(address, &old, __ATOMIC_RELAXED);
   changed = change(old);
@@ -88,7 +89,7 @@ T atomic_update(T* address, Order order, const char* word, const Site& site, Cha
 }
 template <class T>
 T atomic_read(const T* address, Order order, const char* word, const Site& site) {
-  check_atomic_address(address, sizeof(T), word, site);
+  check_address(address, sizeof(T), word, site);
   T value;
   // Before reading: a lane that spins lets others change the value first.
   after_atomic(false, word, site);
@@ -98,7 +99,7 @@ T atomic_read(const T* address, Order order, const char* word, const Site& site)
 }
 template <class T>
 void atomic_write(T* address, T value, Order order, const char* word, const Site& site) {
-  check_atomic_address(address, sizeof(T), word, site);
+  check_address(address, sizeof(T), word, site);
   order_atomic(address, order, false, true);
   __atomic_store(address, &value, __ATOMIC_RELAXED);
   after_atomic(true, word, site);

@@ -80,7 +80,7 @@ PAGEDSERVE_EMU_INTERNAL inline void* static_shared(const void* key, size_t bytes
 }
 
 // Whether [pointer, pointer + bytes) is the block's dynamic shared memory, or one variable of it.
-inline bool is_shared(const void* pointer, size_t bytes) {
+PAGEDSERVE_EMU_INTERNAL inline bool is_shared(const void* pointer, size_t bytes) {
   const Block& block = *self().block;
   const char* begin = static_cast<const char*>(pointer);
   const char* dynamic = block.shared + kSharedHeader;
@@ -91,7 +91,8 @@ inline bool is_shared(const void* pointer, size_t bytes) {
   return false;
 }
 // Errors unless it is, and aligned.
-inline void check_shared(const char* word, const void* pointer, size_t bytes, size_t alignment, const Site& site) {
+PAGEDSERVE_EMU_INTERNAL inline void check_shared(const char* word, const void* pointer, size_t bytes, size_t alignment,
+                                                 const Site& site) {
   const Block& block = *self().block;
   const char* begin = static_cast<const char*>(pointer);
   if (!is_shared(pointer, bytes)) {

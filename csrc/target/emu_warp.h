@@ -59,25 +59,22 @@ PAGEDSERVE_EMU_INTERNAL inline void check_barriers_at_exit() {
 
 // ---- collectives ----
 
-// Waits for all `members`; the last to come runs complete(warp), which reads `in` and writes `out` of each.
-template <class Complete>
-PAGEDSERVE_EMU_INTERNAL void collective(uint32_t members, const char* word, const Site& site, bool synchronises,
-                                        Complete complete) {
+// The collective that the lane takes part in: one that others opened, or a new one.
+PAGEDSERVE_EMU_INTERNAL inline size_t join_collective(uint32_t members, const char* word, const Site& site) {
   Lane& lane = self();
   Warp& warp = *lane.warp;
-  const uint32_t me = 1u << lane.lane;
-  char hex[16];
-  std::snprintf(hex, sizeof hex, "0x%08x", members);
-  if (!(members & me)) {
+  char mask[16];
+  std::snprintf(mask, sizeof mask, "0x%08x", members);
+  if (!(members >> lane.lane & 1)) {
     fail("lane-not-in-mask",
-         std::string(word) + " by lane " + std::to_string(lane.lane) + ", which is not in its mask " + hex, site);
+         std::string(word) + " by lane " + std::to_string(lane.lane) + ", which is not in its mask " + mask, site);
   }
   if (members & warp.exited) {
-    fail("lane-ended", std::string(word) + " with the mask " + hex + ", which names lanes that have ended", site);
+    fail("lane-ended", std::string(word) + " with the mask " + mask + ", which names lanes that have ended", site);
   }
   lane.last_site = site;
-  Collective* mine = nullptr;
-  for (Collective& other : warp.open) {
+  for (size_t i = 0; i < warp.open.size(); ++i) {
+    Collective& other = warp.open[i];
     if (!(other.members & members)) continue;
     if (other.members != members || strcmp(other.word, word) || other.site.line != site.line ||
         strcmp(other.site.file, site.file)) {
@@ -85,19 +82,26 @@ PAGEDSERVE_EMU_INTERNAL void collective(uint32_t members, const char* word, cons
            std::string(word) + " while other lanes of the mask wait in " + other.word + " at " + text_of(other.site),
            site);
     }
-    mine = &other;
+    return i;
   }
-  if (!mine) {
-    warp.open.push_back({members, 0, word, site});
-    mine = &warp.open.back();
-  }
-  mine->arrived |= me;
+  warp.open.push_back({members, 0, word, site});
+  return warp.open.size() - 1;
+}
+
+// Waits for all `members`; the last to come runs complete(warp), which reads `in` and writes `out` of each.
+template <class Complete>
+PAGEDSERVE_EMU_INTERNAL void collective(uint32_t members, const char* word, const Site& site, bool synchronises,
+                                        Complete complete) {
+  const size_t mine = join_collective(members, word, site);
+  Lane& lane = self();
+  Warp& warp = *lane.warp;
   void* object = lane.block->shared + 64 + warp.index;
   if (synchronises) release(object);
-  if (mine->arrived == members) {
+  warp.open[mine].arrived |= 1u << lane.lane;
+  if (warp.open[mine].arrived == members) {
     ++machine.counters.collectives;
     complete(warp);
-    warp.open.erase(warp.open.begin() + (mine - warp.open.data()));
+    warp.open.erase(warp.open.begin() + static_cast<ptrdiff_t>(mine));
     wake(&warp, *lane.block, members, &warp);
   } else {
     wait_for(&warp, word, site);
