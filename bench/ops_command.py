@@ -14,6 +14,7 @@ from rich.progress import Progress
 from bench import device, op_peers, ops, profile, report, roofline
 from bench.cases import FAMILIES, BenchCase
 from pagedserve.errors import PagedServeError
+from pagedserve.ops import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where inputs stand (%(default)s)")
     parser.add_argument("--ncu", action="store_true", help="time nothing; print how Nsight Compute looks at the cases")
     parser.add_argument("--profile", action="store_true", help="run each case once in an NVTX range, for a profiler")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="time nothing; print cases, what they cost, and launches"
+    )
+    parser.add_argument("--explain", action="store_true", help="time nothing; print which backends can run the cases")
     parser.add_argument("--budget-s", type=float, default=2.0, help="seconds a case (default: %(default)s)")
     parser.add_argument("--plot", action="store_true", help="save a plot of the shares of the roof")
 
@@ -43,6 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     os.environ["PAGEDSERVE_THREADS"] = str(args.threads)
     try:
         cases = list(ops.chosen(args.op or list(FAMILIES), args.grid, args.only))
+        if args.dry_run or args.explain:
+            return untimed(cases, args, console)
         device.require(args.device)
     except (ValueError, PagedServeError) as error:
         console.print(f"[red]{error}[/red]")
@@ -67,6 +74,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for file in saved(rows, args, signature):
         console.print(f"wrote {file}")
     return 0 if rows else 1
+
+
+def untimed(cases: Sequence[BenchCase], args: argparse.Namespace, console: Console) -> int:
+    """What would run. The inputs stand on the CPU, where a backend of GPUs tells by its twin for CPU tensors."""
+    for case in cases:
+        told = explain(case.op, case.make())
+        console.print(f"[bold]{case.op} {case.name}[/bold]", highlight=False)
+        if args.explain:
+            console.print(str(told), highlight=False, markup=False, soft_wrap=True)
+        if args.dry_run:
+            lines = told.launches.get(args.backend) or told.launches.get(f"{args.backend}-interpreted") or ()
+            console.print(f"  {told.flops:,} flops, {told.bytes:,} bytes; {ops.repro(case, args)}", highlight=False)
+            for line in lines or (f"backend {args.backend!r} does not tell its launches",):
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def timed(cases: Sequence[BenchCase], args: argparse.Namespace) -> Iterator[report.Row | str]:

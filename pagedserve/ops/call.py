@@ -13,7 +13,7 @@ from torch import Tensor
 from pagedserve.errors import InvalidInput
 from pagedserve.ops import rules
 from pagedserve.ops.check import MAKE, Made, Operand, check_scalars, element_type, prepare
-from pagedserve.ops.registry import Call, choose, refusals, rows_of
+from pagedserve.ops.registry import Call, choose, describe, refusals, rows_of
 from pagedserve.ops.weight import Weight
 from pagedserve.specs import SPECS, OpSpec, TensorSpec
 
@@ -101,11 +101,13 @@ class Explanation:
     able: Sequence[str]
     flops: int
     bytes: int
+    launches: Mapping[str, Sequence[str]]  # of the able backends that tell
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.backend or 'no backend can run it'}"]
         for name in self.able:
             lines.append(f"  {name}: can run it" + (", first in the table" if name == self.backend else ""))
+            lines += [f"    {line}" for line in self.launches.get(name, ())]
         for name, reasons in self.refused.items():
             lines.append(f"  {name}: {'; '.join(reasons)}")
         per_byte = self.flops / max(self.bytes, 1)
@@ -152,6 +154,7 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
     against = {row.backend: refusals(row, call) for row in rows}
     able = [name for name, found in against.items() if not found]
     counts = {**bound, **rules.count(spec, named, bound)}
+    told = {row.backend: describe(row, *made, *scalars.values()) for row in rows if row.backend in able}
     return Explanation(
         op=op,
         backend=next((row.backend for row in rows if row.automatic and row.backend in able), None),
@@ -159,4 +162,5 @@ def explain(op: str, inputs: Mapping[str, object]) -> Explanation:
         able=able,
         flops=int(spec.flops(counts)),
         bytes=int(spec.bytes(counts)),
+        launches={name: lines for name, lines in told.items() if lines},
     )

@@ -7,6 +7,7 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pagedserve.errors import BackendUnavailable, InvalidInput
 from pagedserve.specs import SPECS
@@ -178,6 +179,12 @@ def refusals(row: Row, call: Call) -> list[str]:
         except BackendUnavailable as error:
             found.append(str(error))
     return found
+
+
+def describe(row: Row, *operands: Any) -> list[str]:
+    """What a row would launch for a call, a line each; nothing where its backend does not tell."""
+    tell = getattr(_load(row.module, row.op), "describe", None)
+    return [] if tell is None else list(tell(*operands))
 
 
 @functools.cache

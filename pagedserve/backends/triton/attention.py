@@ -173,6 +173,7 @@ def paged_decode(
             constants,
             num_warps=config["num_warps"],
             num_stages=config["num_stages"],
+            measured=config.measured,
         )
     ]
 
@@ -213,6 +214,7 @@ def paged_prefill(
             _shared_constants(target, q, k_pages, window, soft_cap, config["block_n"]) | {"BLOCK_M": block_m},
             num_warps=config["num_warps"],
             num_stages=config["num_stages"],
+            measured=config.measured,
         )
     ]
 
@@ -220,12 +222,14 @@ def paged_prefill(
 def merge_states(target: Target, o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> list[Launch]:
     num_states, num_tokens, num_heads, head_dim = o.shape
     num_rows = num_tokens * num_heads
+    config = target.config("merge_states", head_dim=head_dim)
     return [
         Launch(
             merge_states_kernel,
             (num_rows,),
             {"o": o, "lse": lse, "out": out, "out_lse": out_lse, "num_states": num_states, "num_rows": num_rows},
             {"HEAD_DIM": head_dim, "BLOCK": power_of_two(head_dim)},
-            num_warps=target.config("merge_states", head_dim=head_dim)["num_warps"],
+            num_warps=config["num_warps"],
+            measured=config.measured,
         )
     ]

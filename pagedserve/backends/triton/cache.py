@@ -72,5 +72,6 @@ def append_kv(
                 "KIND": kind_of(k_pages),
             },
             num_warps=config["num_warps"],
+            measured=config.measured,
         )
     ]

@@ -38,6 +38,7 @@ def rms_norm(
             },
             {"HIDDEN": hidden, "ACCUMULATE": bool(accumulate), "BLOCK": block},
             num_warps=min(config["num_warps"], max(block // 256, 1)),
+            measured=config.measured,
         )
     ]
 
@@ -58,6 +59,7 @@ def _act_mul(target: Target, op: str, gate_up: Tensor, out: Tensor) -> list[Laun
             },
             {"INTERMEDIATE": intermediate, "GELU": op == "gelu_mul", "BLOCK": block},
             num_warps=config["num_warps"],
+            measured=config.measured,
         )
     ]
 
@@ -94,5 +96,6 @@ def rope(target: Target, x: Tensor, positions: Tensor, cos_sin: Tensor, interlea
                 "BLOCK": power_of_two(rotary_dim // 2),
             },
             num_warps=config["num_warps"],
+            measured=config.measured,
         )
     ]

@@ -6,30 +6,24 @@ Thousands of times slower than a GPU: for learning, tests and debugging.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pagedserve.backends.triton import attention, cache, fused, sampling
 from pagedserve.backends.triton.interpreter import interpret
-from pagedserve.backends.triton.launch import Launch, signature_of
-from pagedserve.backends.triton.target import INTERPRETED
+from pagedserve.backends.triton.launch import as_op
+from pagedserve.backends.triton.target import INTERPRETED, Target
 
 
-def _interpreted(build: Callable[..., list[Launch]]) -> Callable[..., None]:
-    """An op, of what builds its launches."""
-
-    def op(*operands: Any) -> None:
-        interpret(build(INTERPRETED, *operands))
-
-    return signature_of(op, build)
+def _target(*operands: Any) -> Target:
+    return INTERPRETED
 
 
-paged_decode = _interpreted(attention.paged_decode)
-paged_prefill = _interpreted(attention.paged_prefill)
-merge_states = _interpreted(attention.merge_states)
-append_kv = _interpreted(cache.append_kv)
-rms_norm = _interpreted(fused.rms_norm)
-rope = _interpreted(fused.rope)
-silu_mul = _interpreted(fused.silu_mul)
-gelu_mul = _interpreted(fused.gelu_mul)
-sample = _interpreted(sampling.sample)
+paged_decode = as_op(attention.paged_decode, _target, interpret)
+paged_prefill = as_op(attention.paged_prefill, _target, interpret)
+merge_states = as_op(attention.merge_states, _target, interpret)
+append_kv = as_op(cache.append_kv, _target, interpret)
+rms_norm = as_op(fused.rms_norm, _target, interpret)
+rope = as_op(fused.rope, _target, interpret)
+silu_mul = as_op(fused.silu_mul, _target, interpret)
+gelu_mul = as_op(fused.gelu_mul, _target, interpret)
+sample = as_op(sampling.sample, _target, interpret)

@@ -9,6 +9,8 @@ from typing import Any
 
 from triton import JITFunction
 
+from pagedserve.backends.triton.target import Target
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -19,6 +21,7 @@ class Launch:
         arguments: tensors, numbers, and None for a tensor that the call has not, by the kernel's names.
         constants: what the kernel is compiled for, by the kernel's names.
         num_warps, num_stages: of the compiled kernel.
+        measured: the run that chose the configuration; None: not yet measured.
     """
 
     kernel: JITFunction[Any]
@@ -27,6 +30,7 @@ class Launch:
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    measured: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -48,15 +52,41 @@ class Launch:
         """The compiled kernel for the active driver's target, from Triton's cache where it is there already."""
         return self.kernel.warmup(grid=self.grid, **self._everything())
 
+    def describe(self) -> str:
+        """The launch in a line."""
+        grid = " x ".join(map(str, self.grid))
+        sizes = ", ".join(f"{name} {value}" for name, value in self.constants.items())
+        chosen = "not yet measured" if self.measured is None else ", ".join(map(str, self.measured.values()))
+        return (
+            f"{self.name}: {grid} = {self.num_programs} programs of {self.num_warps} warps, {self.num_stages} stages "
+            f"({chosen}); {sizes}"
+        )
+
     def _everything(self) -> dict[str, Any]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return {**self.arguments, **self.constants, **options}
 
 
-def signature_of(op: Callable[..., None], build: Callable[..., list[Launch]]) -> Callable[..., None]:
-    """op with the name and annotations of what builds its launches, but for the target; op.build is that."""
+def as_op(
+    build: Callable[..., list[Launch]], target: Callable[..., Target], run: Callable[[list[Launch]], None]
+) -> Callable[..., None]:
+    """An op of the table of backends, with the name and annotations of what builds its launches, but for the target.
+
+    Its attribute describe(*operands) gives the lines of its launches, and runs nothing.
+
+    Args:
+        target: of a call's operands.
+        run: runs launches.
+    """
+
+    def op(*operands: Any) -> None:
+        run(build(target(*operands), *operands))
+
+    def describe(*operands: Any) -> list[str]:
+        return [launch.describe() for launch in build(target(*operands), *operands)]
+
     op.__name__ = build.__name__
-    op.build = build  # type: ignore[attr-defined]
     op.__annotations__ = {name: kind for name, kind in build.__annotations__.items() if name != "target"}
     op.__annotations__["return"] = None
+    op.describe, op.build = describe, build  # type: ignore[attr-defined]
     return op

@@ -74,5 +74,14 @@ def sample(
         "num_top": top_tokens.shape[1],
     }
     block = min(power_of_two(vocab_size, 16), config["block"])
-    launches.append(Launch(sample_kernel, (num_rows,), arguments, {"BLOCK": block}, num_warps=config["num_warps"]))
+    launches.append(
+        Launch(
+            sample_kernel,
+            (num_rows,),
+            arguments,
+            {"BLOCK": block},
+            num_warps=config["num_warps"],
+            measured=config.measured,
+        )
+    )
     return launches

@@ -18,6 +18,17 @@ TABLES = (80, 90)  # those of configs/
 
 
 @dataclass(frozen=True)
+class Config:
+    """What to compile and launch with, and the run that chose it; None: not yet measured."""
+
+    use: Mapping[str, int]
+    measured: Mapping[str, Any] | None
+
+    def __getitem__(self, name: str) -> int:
+        return self.use[name]
+
+
+@dataclass(frozen=True)
 class Target:
     """An NVIDIA architecture.
 
@@ -41,9 +52,12 @@ class Target:
         """Whether hardware converts float8_e4m3fn; elsewhere kernels do it with integers."""
         return self.capability >= 89
 
-    def config(self, op: str, **shape: int) -> Mapping[str, int]:
-        """The values of the first row of an op's table that a shape falls into."""
-        return self.instead.get(op) or row(read_table(self.table), op, shape)["use"]
+    def config(self, op: str, **shape: int) -> Config:
+        """The first row of an op's table that a shape falls into."""
+        if op in self.instead:
+            return Config(self.instead[op], None)
+        found = row(read_table(self.table), op, shape)
+        return Config(found["use"], found["measured"])
 
 
 @functools.cache
