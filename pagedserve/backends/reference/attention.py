@@ -8,10 +8,24 @@ Arithmetic is float32, or float64 for float64 queries. Logits are made in this o
 A sink is one more key with that logit and no value: it stands in the denominator and in lse.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pagedserve.backends.reference.cache import unpack_int4
+
+
+class _Options(NamedTuple):
+    """What a call may ask for beyond plain attention; as in pagedserve.ops.paged_decode."""
+
+    sinks: Tensor | None
+    alibi_slopes: Tensor | None
+    k_scales: Tensor | None
+    v_scales: Tensor | None
+    scale: float
+    window: int
+    soft_cap: float
 
 
 def _gather(pages: Tensor, scales: Tensor | None, page_ids: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
@@ -43,26 +57,23 @@ def _attend(
     k: Tensor,  # [kv_len, num_kv_heads, head_dim]
     v: Tensor,  # [kv_len, num_kv_heads, head_dim]
     visible: Tensor,  # [q_len, kv_len]
-    scale: float,
-    soft_cap: float,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
+    options: _Options,
 ) -> tuple[Tensor, Tensor]:
     """o [q_len, num_q_heads, head_dim] and lse [q_len, num_q_heads] of one sequence."""
     q_len, num_q_heads, head_dim = q.shape
     kv_len, num_kv_heads, _ = k.shape
     grouped = q.view(q_len, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
-    logits = torch.einsum("qhgd,khd->hgqk", grouped, k).reshape(num_q_heads, q_len, kv_len) * scale
-    if soft_cap > 0:
-        logits = soft_cap * torch.tanh(logits / soft_cap)
-    if alibi_slopes is not None:
+    logits = torch.einsum("qhgd,khd->hgqk", grouped, k).reshape(num_q_heads, q_len, kv_len) * options.scale
+    if options.soft_cap > 0:
+        logits = options.soft_cap * torch.tanh(logits / options.soft_cap)
+    if options.alibi_slopes is not None:
         query = torch.arange(kv_len - q_len, kv_len, device=q.device)[:, None]
         key = torch.arange(kv_len, device=q.device)[None, :]
-        logits = logits + alibi_slopes.to(q.dtype)[:, None, None] * (key - query)
+        logits = logits + options.alibi_slopes.to(q.dtype)[:, None, None] * (key - query)
     logits = logits.masked_fill(~visible, -torch.inf)
     terms = logits
-    if sinks is not None:
-        sink = sinks.to(q.dtype)[:, None, None].expand(num_q_heads, q_len, 1)
+    if options.sinks is not None:
+        sink = options.sinks.to(q.dtype)[:, None, None].expand(num_q_heads, q_len, 1)
         terms = torch.cat([logits, sink], dim=2)
     lse = torch.logsumexp(terms, dim=2)  # [num_q_heads, q_len]
     lse = lse.masked_fill(~visible.any(dim=1), -torch.inf)
@@ -82,15 +93,9 @@ def _over_sequences(
     page_table: Tensor,
     kv_lens: Tensor,
     tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
     out: Tensor,
     lse: Tensor | None,
-    scale: float,
-    window: int,
-    soft_cap: float,
+    options: _Options,
 ) -> None:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     page_size = k_pages.shape[1]
@@ -105,10 +110,10 @@ def _over_sequences(
                 lse[rows] = -torch.inf
             continue
         page_ids = page_table[seq, : -(-kv_len // page_size)].long()
-        k = _gather(k_pages, k_scales, page_ids, kv_len, dtype)
-        v = _gather(v_pages, v_scales, page_ids, kv_len, dtype)
-        visible = _visible(kv_len, q_len, window, None if tree_mask is None else tree_mask[seq], q.device)
-        o, seq_lse = _attend(q[rows].to(dtype), k, v, visible, scale, soft_cap, sinks, alibi_slopes)
+        k = _gather(k_pages, options.k_scales, page_ids, kv_len, dtype)
+        v = _gather(v_pages, options.v_scales, page_ids, kv_len, dtype)
+        visible = _visible(kv_len, q_len, options.window, None if tree_mask is None else tree_mask[seq], q.device)
+        o, seq_lse = _attend(q[rows].to(dtype), k, v, visible, options)
         out[rows] = o.to(out.dtype)
         if lse is not None:
             lse[rows] = seq_lse.to(lse.dtype)
@@ -135,10 +140,8 @@ def paged_decode(
 ) -> None:
     """q_len queries for every sequence: query i stands at position kv_len - q_len + i."""
     starts = list(range(0, (len(kv_lens) + 1) * q_len, q_len))
-    _over_sequences(
-        starts, q, k_pages, v_pages, page_table, kv_lens, tree_mask, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, scale, window, soft_cap,
-    )  # fmt: skip
+    options = _Options(sinks, alibi_slopes, k_scales, v_scales, scale, window, soft_cap)
+    _over_sequences(starts, q, k_pages, v_pages, page_table, kv_lens, tree_mask, out, lse, options)
 
 
 def paged_prefill(
@@ -159,10 +162,8 @@ def paged_prefill(
     soft_cap: float,
 ) -> None:
     """Queries q_starts[s] to q_starts[s + 1] are the last positions of sequence s."""
-    _over_sequences(
-        q_starts.tolist(), q, k_pages, v_pages, page_table, kv_lens, None, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, scale, window, soft_cap,
-    )  # fmt: skip
+    options = _Options(sinks, alibi_slopes, k_scales, v_scales, scale, window, soft_cap)
+    _over_sequences(q_starts.tolist(), q, k_pages, v_pages, page_table, kv_lens, None, out, lse, options)
 
 
 def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> None:
