@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Frames of the emulator and of the standard library are not where a kernel went wrong.
 FRAME = re.compile(r"^\s+#\d+ (?P<function>.+?) (?P<file>/[^\s:]+):(?P<line>\d+)", re.MULTILINE)
-INNER = ("/target/emu", "/target/convert.h", "/usr/", "libsanitizer", "sysdeps")
+INNER = ("/target/emu", "/target/ptx", "/target/convert.h", "/usr/", "libsanitizer", "sysdeps")
 THREAD = re.compile(r"Thread (T\d+) '([^']*)'")
 ACCESS = re.compile(
     r"^\s+(?P<kind>(?:Previous )?(?:atomic )?(?:[Rr]ead|[Ww]rite)) of size (?P<size>\d+) at (?P<address>0x[0-9a-f]+) "

@@ -6,11 +6,12 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pagedserve.errors import InvalidInput
 
 SCALARS: dict[str, Any] = {
+    "bool": ctypes.c_bool,
     "int8_t": ctypes.c_int8,
     "uint8_t": ctypes.c_uint8,
     "int32_t": ctypes.c_int32,
@@ -25,6 +26,7 @@ ENUM = re.compile(r"enum class (\w+)\s*:\s*(\w+)\s*\{(.*?)\}", re.DOTALL)
 STRUCT = re.compile(r"struct (?:alignas\(\d+\)\s*)?(\w+)\s*\{(.*?)\n?\};", re.DOTALL)
 
 
+@runtime_checkable
 class Addressed(Protocol):
     """A torch tensor, as far as a pointer field needs one."""
 
