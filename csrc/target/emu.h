@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <tuple>
 #include <type_traits>
 
 #define PAGEDSERVE_DEVICE inline
@@ -184,10 +185,32 @@ void copy_async_wait() {
 
 // ---- launching; host code ----
 
+#if defined(PAGEDSERVE_EMULATED_PTX)
+}  // namespace pagedserve::target
+namespace pagedserve::ptx {
+using Body = void (*)(const void* const* parameters);
+inline Body translated(const void* kernel);  // ptx_runtime.h
+}  // namespace pagedserve::ptx
+namespace pagedserve::target {
+#endif
+
 template <class... Parameters, class... Arguments>
 int launch(const char* name, const LaunchShape& shape, void* /*stream*/, void (*kernel)(Parameters...),
            Arguments... arguments) {
+#if defined(PAGEDSERVE_EMULATED_PTX)
+  const ptx::Body translated = ptx::translated(reinterpret_cast<const void*>(kernel));
+  if (!translated) return emulator::kFailed;
+  const auto body = [translated, values = std::tuple<std::remove_cv_t<Parameters>...>(arguments...)] {
+    std::apply(
+        [translated](const auto&... value) {
+          const void* const parameters[] = {&value...};
+          translated(parameters);
+        },
+        values);
+  };
+#else
   const auto body = [=] { kernel(static_cast<Parameters>(arguments)...); };
+#endif
   using Body = const decltype(body);
   return emulator::run(
       name, shape, [](const void* call) { (*static_cast<Body*>(call))(); }, std::make_shared<Body>(body));

@@ -90,6 +90,7 @@ class Session:
 
     Attributes:
         sources: launch files by op, in place of csrc/launch/<op>.cu.
+        ptx: "sm_80" or "sm_90a": kernels are translated from the PTX that nvcc makes for it; "": compiled from source.
         counters: what all launches did, added up.
         findings: what a sanitizer reported.
     """
@@ -97,6 +98,7 @@ class Session:
     run: Run = field(default_factory=Run)
     sources: Mapping[str, Path] = field(default_factory=dict)
     defines: tuple[str, ...] = ()
+    ptx: str = ""
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     findings: list[Finding] = field(default_factory=list)
 
@@ -110,10 +112,10 @@ _SESSION: contextvars.ContextVar[Session | None] = contextvars.ContextVar("sessi
 
 @contextlib.contextmanager
 def session(
-    run: Run | None = None, *, sources: Mapping[str, Path] | None = None, defines: Sequence[str] = ()
+    run: Run | None = None, *, sources: Mapping[str, Path] | None = None, defines: Sequence[str] = (), ptx: str = ""
 ) -> Iterator[Session]:
     """Everything launched inside runs so, from these sources, compiled with these macros defined."""
-    made = Session(run or Run(), dict(sources or {}), tuple(defines))
+    made = Session(run or Run(), dict(sources or {}), tuple(defines), ptx)
     token = _SESSION.set(made)
     try:
         yield made
@@ -171,7 +173,21 @@ class Library:
     def call(self, launcher: str, params: ctypes.Structure, tensors: Sequence[structs.Addressed]) -> None:
         """`run` with the struct filled. `tensors`: all that its pointers lead to."""
         here = current()
-        path = self.path(here.run.build)
+        if not here.ptx:
+            self._call(here, self.path(here.run.build), launcher, params, tensors)
+            return
+        from pagedserve.emulate import ptx_route
+
+        while True:  # until every kernel that the launcher launches is translated
+            try:
+                path = ptx_route.compile_library(self.source, here.ptx, here.run.build, self.defines)
+                return self._call(here, path, launcher, params, tensors)
+            except KernelFault as fault:
+                ptx_route.learn(self.source, here.ptx, fault)
+
+    def _call(
+        self, here: Session, path: Path, launcher: str, params: ctypes.Structure, tensors: Sequence[structs.Addressed]
+    ) -> None:
         if here.run.build == "plain":
             counters = _call_here(path, launcher, params, here.run)
             here.add(counters)

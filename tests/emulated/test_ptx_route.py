@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch files run on what nvcc emitted: the same launcher, the same tensors, the same bits as from the source."""
+
+import shutil
+
+import pytest
+import torch
+
+from pagedserve import ops
+from pagedserve.backends import params
+from pagedserve.emulate import Run, library, session
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+LENS = [300, 17, 0, -1, 129, *range(1, 40)]
+
+
+def plan() -> torch.Tensor:
+    """Of the emulator, in a workspace full of a step before's."""
+    lens = torch.tensor(LENS, dtype=torch.int32)
+    size = ops.decode_workspace_bytes(len(LENS), 8, 2, 64, max_kv_tokens=sum(max(n, 0) for n in LENS))
+    workspace = torch.full((size,), 0xAB, dtype=torch.uint8)
+    fields = params.plan_decode(lens, workspace, 8, 2, 64, 1, 0, 24)
+    library("plan_decode").run("pagedserve_plan_decode", "PlanDecodeParams", fields)
+    return workspace
+
+
+@pytest.mark.parametrize("schedule", ["in-order", "random"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_the_planner_as_nvcc_made_it(arch, schedule):
+    expected = plan()
+    with session(Run(schedule=schedule), ptx=arch) as here:
+        assert torch.equal(plan(), expected)
+    assert here.counters["blocks"] == 1
+    assert here.counters["barriers"] > 0
+
+
+def test_the_planner_as_nvcc_made_it_has_no_races():
+    with session(Run(build="races"), ptx="sm_90a"):
+        plan()
