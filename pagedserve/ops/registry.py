@@ -110,7 +110,7 @@ TRITON_OPS: dict[str, dict[str, tuple[str, ...]]] = {
     "sample": {"logits": F32},
 }
 
-# What CUDA kernels run.
+# What CUDA kernels run: on CUDA tensors, and emulated, for those who ask, on the CPU's.
 CUDA_OPS: dict[str, dict[str, tuple[str, ...]]] = {
     "plan_decode": {},
     "append_kv": {"k": FLOATS, "k_pages": KV},
@@ -121,6 +121,10 @@ CUDA_OPS: dict[str, dict[str, tuple[str, ...]]] = {
 TABLE: tuple[Row, ...] = (
     *(Row(op, "cpu", "pagedserve.backends.cpu", requirement) for op, requirement in CPU_OPS.items()),
     *(Row(op, "cuda", "pagedserve.backends.cuda", Requirement(("cuda",), dtypes)) for op, dtypes in CUDA_OPS.items()),
+    *(
+        Row(op, "cuda-emulated", "pagedserve.backends.cuda_emulated", Requirement(("cpu",), dtypes), False)
+        for op, dtypes in CUDA_OPS.items()
+    ),
     *(
         Row(op, "triton", "pagedserve.backends.triton.ops", Requirement(("cuda",), dtypes))
         for op, dtypes in TRITON_OPS.items()
