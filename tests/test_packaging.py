@@ -81,7 +81,7 @@ def test_wheel_has_type_information_and_every_package(checkout, tmp_path):
     assert done.returncode == 0, done.stderr
     built = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {str(path.relative_to(ROOT)) for kind in ("*.py", "*.json") for path in (ROOT / "pagedserve").rglob(kind)}
-    assert built == sources | {"pagedserve/py.typed", "pagedserve/_C.pyi"}
+    assert built == sources | {"pagedserve/py.typed", "pagedserve/_C.pyi", "pagedserve/_cuda.pyi"}
 
 
 def test_the_extension_is_a_part_of_the_distribution(checkout):
