@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bench: `ops` times kernels against peers and the measured roof, `serve` loads the engine and its peers,
-`gates` holds CUDA kernels to their budgets."""
+`gates` holds CUDA kernels to their budgets, `gpu` does everything that needs a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
-    from bench import gates, ops_command, serve
+    from bench import gates, gpu, ops_command, serve
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -24,15 +24,16 @@ def parser() -> argparse.ArgumentParser:
     ops_command.add_arguments(commands.add_parser("ops", parents=[common], help="ops against peers and the roof"))
     serve.add_arguments(commands.add_parser("serve", parents=[common], help="load on the engine and its peers"))
     gates.add_arguments(commands.add_parser("gates", help="registers, spills and instructions of the CUDA kernels"))
+    gpu.add_arguments(commands.add_parser("gpu", help="everything that needs a GPU, in order of value"))
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from bench import gates, ops_command, serve
+    from bench import gates, gpu, ops_command, serve
 
     args = parser().parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else 180)  # a file has room for whole rows
-    return {"ops": ops_command.run, "serve": serve.run, "gates": gates.run}[args.command](args, console)
+    return {"ops": ops_command.run, "serve": serve.run, "gates": gates.run, "gpu": gpu.run}[args.command](args, console)
 
 
 if __name__ == "__main__":

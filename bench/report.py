@@ -136,6 +136,17 @@ class Sheet:
         self._lines = folder / f"{name}-{stamp}.jsonl"
         self._table = self._lines.with_suffix(".csv")
 
+    @classmethod
+    def resumed(cls, lines: Path, signature: Row | None = None) -> Sheet:
+        """The sheet of a file of JSON lines with the rows that it has, if it is there; new ones are added behind."""
+        sheet = cls("", signature or {"date": ""}, lines.parent)
+        sheet._lines, sheet._table = lines, lines.with_suffix(".csv")
+        if lines.exists():  # a line that was cut off in the middle is none
+            whole = lines.read_text().rpartition("\n")[0]
+            sheet.rows = [json.loads(line) for line in whole.splitlines()]
+            lines.write_text(whole + "\n" * bool(whole))
+        return sheet
+
     @property
     def files(self) -> list[Path]:
         return [self._lines, self._table] if self.rows else []
