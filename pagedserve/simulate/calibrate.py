@@ -109,6 +109,11 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
         typical = max(sorted(off)[len(off) // 2], 1e-6)
         # Huber's weights: beyond three times the typical error a step pulls no harder than one at that distance.
         weights = [min(1.0, (3 * typical / max(o, 1e-12)) ** 0.5) / v for o, v in zip(off, truth, strict=True)]
+    # Relative errors make a fit that is right in the middle. The whole time must be right too, hiccups left out.
+    guesses = [sum(map(float.__mul__, map(float, row), prices)) for row in rows]
+    alike = [(guess, value) for guess, value in zip(guesses, truth, strict=True) if guess / 3 < value < guess * 3]
+    scale = sum(value for _, value in alike) / sum(guess for guess, _ in alike) if alike else 1.0
+    prices = [price * scale for price in prices]
     cost = StepCost(zip(knots, prices, strict=False), context_s=prices[-3], attend_s=prices[-2], row_s=prices[-1])
     guesses = [cost.step_s(step.work) for step in steps]
     errors = sorted(abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator beside a real engine: what is compared, on a simulated real one."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import fidelity
+from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.simulate.cost import StepCost
+
+CONFIG = SchedulerConfig(num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=256, max_model_len=2048)
+COST = StepCost([(1, 5e-3), (256, 100e-3)])
+
+
+@pytest.mark.parametrize("workload", fidelity.WORKLOADS, ids=lambda workload: workload.name)
+def test_workloads_are_drawn_by_seed_and_fit_the_engine(workload):
+    capacity = fidelity.capacity_of(CONFIG, COST)
+    profile, calls = fidelity.calls_of(workload, capacity, 20.0, 1000, 3)
+    assert len(calls) > 20
+    assert max(call.due_s for call in calls) <= profile.duration_s
+    assert all(0 < len(call.prompt) + call.max_tokens <= 2048 for call in calls)
+    assert calls == fidelity.calls_of(workload, capacity, 20.0, 1000, 3)[1]
+    simulated = fidelity.simulated(CONFIG, COST, calls)
+    assert simulated.summary().served == len(calls)
+
+
+def test_errors_are_of_the_simulated_over_the_real():
+    _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
+    slow = StepCost([(tokens, 1.1 * seconds) for tokens, seconds in COST.curve])
+    real, guess = fidelity.simulated(CONFIG, COST, calls), fidelity.simulated(CONFIG, slow, calls)
+    rows = {row["metric"]: row for row in fidelity.compared("steady", real, guess, real)}
+    assert {"TTFT p99, ms", "TPOT mean, ms", "E2E mean, ms", "until all are answered, s"} <= rows.keys()
+    assert rows["TPOT p50, ms"]["error_percent"] > 5
+    assert {row["self_error_percent"] for row in rows.values()} == {0.0}
+
+
+def test_calibration_meets_batches_of_every_size():
+    groups = fidelity.calibration(1000, 1, fidelity.GROUPS)
+    assert [len(group) for group in groups] == list(fidelity.GROUPS)
+    numbers = [call.number for group in groups for call in group]
+    assert numbers == list(range(len(numbers)))

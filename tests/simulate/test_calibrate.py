@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs fitted to a log: a known cost is found again, and predicts what it was not fitted to."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sim_parts import config
+
+from pagedserve.errors import InvalidInput
+from pagedserve.scheduling.log import encode, encode_header
+from pagedserve.simulate import workload as w
+from pagedserve.simulate.calibrate import fit, machine_from_log, read_steps
+from pagedserve.simulate.cluster import Cluster, simulate
+from pagedserve.simulate.cost import StepCost, StepWork
+
+TRUE = StepCost([(1, 4e-3), (8, 5e-3), (64, 18e-3), (512, 150e-3)], context_s=2e-7, attend_s=3e-7, row_s=1e-4)
+CONFIG = config(max_seqs=32, max_step_tokens=256)
+
+
+class Noisy(StepCost):
+    """TRUE, and chance: some percent up or down, and now and then another program's turn."""
+
+    def __init__(self, sigma: float, hiccups: float, seed: int = 1) -> None:
+        super().__init__(TRUE.curve, context_s=TRUE.context_s, attend_s=TRUE.attend_s, row_s=TRUE.row_s)
+        self._sigma, self._hiccups, self._clock = sigma, hiccups, random.Random(seed)
+
+    def step_s(self, work: StepWork) -> float:
+        factor = self._clock.lognormvariate(0.0, self._sigma)
+        return super().step_s(work) * (20 * factor if self._clock.random() < self._hiccups else factor)
+
+
+def stream(seed, rate=12.0, prompt=150, output=30, seconds=25):
+    profile = w.steady(rate, seconds)
+    return w.requests(profile.arrivals(seed), w.lognormal(prompt, 0.7, 800), w.lognormal(output, 0.6, 200), seed=seed)
+
+
+def log_of(path, cost, seed=1):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(encode_header(CONFIG) + "\n")
+        cluster = Cluster(CONFIG, cost, on_event=lambda record, made: file.write(encode(record, made) + "\n"))
+        return cluster.run(stream(seed))
+
+
+def test_a_known_cost_is_found_again(tmp_path):
+    log_of(tmp_path / "log", TRUE)
+    found_config, steps = read_steps(tmp_path / "log")
+    assert found_config == CONFIG
+    fitted = fit(steps)
+    assert fitted.median_error < 0.01
+    assert abs(fitted.total_error) < 1e-6
+    for work in (StepWork(1, 1, 200, 0), StepWork(32, 32, 8000, 0), StepWork(256, 1, 0, 256 * 128)):
+        assert fitted.cost.step_s(work) == pytest.approx(TRUE.step_s(work), rel=0.06)
+
+
+@pytest.mark.parametrize("sigma, hiccups", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.01)])
+def test_what_it_was_not_fitted_to_is_predicted(tmp_path, sigma, hiccups):
+    """The bars of a simulator: whole answers to 5 %, the tail of first tokens to 10 %."""
+    log_of(tmp_path / "log", Noisy(sigma, hiccups))
+    cost = fit(read_steps(tmp_path / "log")[1]).cost
+    others = {"more, shorter": (14.0, 80, 40), "fewer, longer": (6.0, 280, 20)}
+    for seed, shape in enumerate(others.values(), start=5):
+        real = simulate(CONFIG, TRUE, stream(seed, *shape)).summary()
+        guess = simulate(CONFIG, cost, stream(seed, *shape)).summary()
+        assert guess.total_s.p50 == pytest.approx(real.total_s.p50, rel=0.05)
+        assert guess.ttft_s.p99 == pytest.approx(real.ttft_s.p99, rel=0.10)
+
+
+def test_a_machine_from_a_log_says_that_it_was_measured(tmp_path):
+    log_of(tmp_path / "log", TRUE)
+    machine = machine_from_log(tmp_path / "log")
+    assert {constant.kind for constant in machine.constants} == {"measured"}
+    assert (machine.num_pages, machine.page_size) == (CONFIG.num_pages, CONFIG.page_size)
+
+
+def test_too_few_steps_and_no_log_are_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="too few"):
+        fit([])
+    (tmp_path / "log").write_text("hello\n")
+    with pytest.raises(InvalidInput):
+        read_steps(tmp_path / "log")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_steps(tmp_path / "none")
