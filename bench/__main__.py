@@ -36,7 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else 180)  # a file has room for whole rows
     runs = {"ops": ops_command.run, "serve": serve.run, "gates": gates.run, "gpu": gpu.run, "fidelity": fidelity.run}
-    return runs[args.command](args, console)
+    try:
+        return runs[args.command](args, console)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return 130
 
 
 if __name__ == "__main__":

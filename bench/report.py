@@ -129,11 +129,11 @@ class Sheet:
         signature: what `sign` made; every row carries it.
     """
 
-    def __init__(self, name: str, signature: Row, folder: Path = RESULTS) -> None:
+    def __init__(self, name: str, signature: Row, folder: Path | None = None) -> None:
         stamp = str(signature["date"]).replace(":", "").replace("+0000", "Z")
         self.rows: list[Row] = []
         self._signature = signature
-        self._lines = folder / f"{name}-{stamp}.jsonl"
+        self._lines = (folder or RESULTS) / f"{name}-{stamp}.jsonl"
         self._table = self._lines.with_suffix(".csv")
 
     @classmethod

@@ -244,12 +244,19 @@ def _measure(
     contenders = warm_up(contenders, prompts)
     sheet = report.Sheet("serve", signature)
     rows: list[report.Row] = []
-    for row in measured(contenders, workloads, prompts, args, console):
-        rows.append(row)
-        if not args.no_save:
-            sheet.add(row)
+    was_stopped = False
+    try:
+        for row in measured(contenders, workloads, prompts, args, console):
+            rows.append(row)
+            if not args.no_save:
+                sheet.add(row)
+    except KeyboardInterrupt:
+        was_stopped = True
+        console.print(f"stopped; {len(rows)} rows were measured")
     for workload in workloads:
         mine = [row for row in medians(rows) if row["workload"] == workload.text]
+        if not mine:
+            continue
         title = f"{workload.text} on {signature['cpu']}, {args.threads} threads"
         report.show(mine, COLUMNS, title=title, console=console)
     console.print(metrics.DEFINITIONS + "\n" + drift.DEFINITIONS)
@@ -258,7 +265,7 @@ def _measure(
         files.append(_plot(medians(rows), files[0].with_suffix(".png"), signature["cpu"]))
     for file in files:
         console.print(f"wrote {file}")
-    return 0 if rows else 1
+    return 130 if was_stopped else 0 if rows else 1
 
 
 def measured(

@@ -2,17 +2,19 @@
 """The protocol to engines in their own processes, with one that has no model; the choice of peers; drift."""
 
 import io
+import json
 import sys
 
 import numpy
 import pytest
 from rich.console import Console
 
-from bench import drift
+from bench import drift, report
+from bench.__main__ import parser
 from bench.peers import PEERS, chosen
 from bench.peers.protocol import PeerError, PeerProcess
 from bench.prompts import Prompts, closed
-from bench.serve import Contender, Workload, line_of, measured, medians, run_workload
+from bench.serve import Contender, Workload, _measure, line_of, measured, medians, run_workload
 
 
 def fake(model: str = "any") -> PeerProcess:
@@ -105,6 +107,33 @@ def test_rows_come_one_by_one(peer):
     assert next(rows)["workload"] == "closed:1x5+3"
     assert said.getvalue().count("fake: ") == 1
     assert [row["workload"] for row in rows] == ["closed:2x5+3", "closed:1x5+3", "closed:2x5+3"]
+
+
+def test_a_run_that_is_stopped_keeps_and_shows_its_rows(peer, tmp_path, monkeypatch):
+    class Stopping:
+        """The second workload is one too many."""
+
+        def __init__(self):
+            self.runs = 0
+
+        def run(self, requests):
+            self.runs += 1
+            if self.runs > 2:  # the first warms up
+                raise KeyboardInterrupt
+            return peer.run(requests)
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    args = parser().parse_args(["serve", "--no-drift", "--rounds", "1"])
+    contenders = [Contender("fake", Stopping(), {"precision": "none"})]
+    workloads = [Workload.parse("closed:1x5+3"), Workload.parse("closed:2x5+3")]
+    said = io.StringIO()
+    code = _measure(contenders, workloads, Prompts(range(999)), "any", args, Console(file=said, width=300))
+    assert code == 130
+    assert "stopped; 1 rows were measured" in said.getvalue()
+    assert "closed:1x5+3 on" in said.getvalue()
+    assert "closed:2x5+3 on" not in said.getvalue()
+    (lines,) = tmp_path.glob("*.jsonl")
+    assert json.loads(lines.read_text())["workload"] == "closed:1x5+3"
 
 
 def test_a_peer_that_is_missing_is_named(monkeypatch, tmp_path):
