@@ -113,7 +113,7 @@ def test_seconds_to_drain_falls_as_work_is_done():
         for _ in stream:
             pass
         llm.close(drain=True)
-    assert early > 0.1  # some 90 tokens are left, 5 ms each
+    assert early > 0.02  # 97 tokens are left; 26 were computed in four steps of 5 ms at least
     assert metrics.seconds_to_drain == 0.0
 
 

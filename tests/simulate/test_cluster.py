@@ -186,8 +186,8 @@ def test_ten_thousand_at_once_take_seconds():
     results = simulate(one, machine.cost, stream)
     took_s = time.process_time() - began
     assert results.summary().served > 9_500
-    # 1.7 s on a core of an AMD EPYC (Zen 4); coverage and a slower core are allowed for.
-    assert took_s < 12.0
+    # 1.7 s on a core of an AMD EPYC (Zen 4); coverage, neighbours and a slower core are allowed for.
+    assert took_s < 30.0
 
 
 def test_impossible_arguments_are_refused():
