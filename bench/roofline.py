@@ -15,6 +15,7 @@ import torch
 
 from bench.device import Call, between_events
 from bench.timing import cache_bytes, seconds_of
+from pagedserve.memory import host_bytes
 
 EDGE = 1024
 RATES = ("float32", "bfloat16", "int8")
@@ -63,10 +64,15 @@ def best_s(call: Callable[[], object], budget_s: float, seconds: Callable[[Call]
 def bandwidths(num_bytes: int, budget_s: float, device: str = "cpu") -> tuple[float, float]:
     """Bytes a second of reading a tensor, and of copying it (read and written bytes together)."""
     seconds = between_events if device == "cuda" else seconds_of
-    source = torch.randn(num_bytes // 4, device=device)
-    target = torch.empty_like(source)
+    source, target = (_floats(num_bytes // 4, device) for _ in range(2))
+    source.normal_()
     read = source.nbytes / best_s(source.max, budget_s, seconds)
     return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s, seconds)
+
+
+def _floats(count: int, device: str) -> torch.Tensor:
+    """Of host memory on huge pages, as the engine's own, and then as fast as can be."""
+    return host_bytes(4 * count).view(torch.float32) if device == "cpu" else torch.empty(count, device=device)
 
 
 def products(edge: int, device: str) -> dict[str, Call]:

@@ -11,24 +11,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.cases.case import BenchCase, Inputs
+from pagedserve.memory import host_bytes
 from pagedserve.ops import decode_workspace_bytes
 
-SHAPE = re.compile(r"(\d+x\d+(?:,\d+x\d+)*)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|fp8|int8|int4)")
+SHAPE = re.compile(r"(\d+x\d+(?:,\d+x\d+)*)(?:\+(\d+))?-h(\d+)/(\d+)-d(\d+)-p(\d+)-(f32|bf16|f16|fp8|int8|int4)(-hnd)?")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float8_e4m3fn}
 DTYPES |= {"int8": torch.int8, "int4": torch.uint8}
 LARGEST_CODE = {"fp8": 448, "int8": 127, "int4": 7}
 
 DEFAULT = {
     "paged_decode": (
+        "32x4096-h32/8-d128-p16-bf16-hnd",
         "32x4096-h32/8-d128-p16-bf16",
-        "32x4096-h32/8-d128-p16-int8",
-        "1x4096-h32/8-d128-p16-bf16",
-        "32x1056-h9/3-d64-p16-bf16",  # the demo model: a prompt of 1,024 and half of 64 tokens
-        "8x1056-h9/3-d64-p16-bf16",
-        "1x1056-h9/3-d64-p16-bf16",
-        "32x1056-h9/3-d64-p16-f32",
-        "32x1056-h9/3-d64-p16-int8",
-        "32x1056-h9/3-d64-p16-int4",
+        "32x4096-h32/8-d128-p16-int8-hnd",
+        "1x4096-h32/8-d128-p16-bf16-hnd",
+        "32x1056-h9/3-d64-p16-bf16-hnd",  # the demo model: a prompt of 1,024 and half of 64 tokens
+        "8x1056-h9/3-d64-p16-bf16-hnd",
+        "1x1056-h9/3-d64-p16-bf16-hnd",
+        "32x1056-h9/3-d64-p16-f32-hnd",
+        "32x1056-h9/3-d64-p16-int8-hnd",
+        "32x1056-h9/3-d64-p16-int4-hnd",
     ),
     "paged_prefill": (
         "1x1024+1024-h9/3-d64-p16-bf16",
@@ -46,7 +48,11 @@ QUICK = {
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sequences of so many keys each, the last q_len of which are also queries."""
+    """Sequences of so many keys each, the last q_len of which are also queries.
+
+    Attributes:
+        heads_first: pages as the engine lays them on the CPU: a head's tokens follow one another, on huge pages.
+    """
 
     kv_lens: tuple[int, ...]
     q_len: int
@@ -55,6 +61,7 @@ class AttentionShape:
     head_dim: int
     page_size: int
     kv: str
+    heads_first: bool = False
 
     @property
     def num_seqs(self) -> int:
@@ -70,15 +77,17 @@ class AttentionShape:
         match = SHAPE.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"{text!r} is no attention shape; write SEQSxKEYS[,SEQSxKEYS..][+QUERIES]-hQ/KV-dDIM-pPAGE-KIND with "
-                f"KIND one of {', '.join(DTYPES)}, as in 32x4096-h32/8-d128-p16-bf16, or choose a grid: default, quick"
+                f"{text!r} is no attention shape; write SEQSxKEYS[,SEQSxKEYS..][+QUERIES]-hQ/KV-dDIM-pPAGE-KIND[-hnd] "
+                f"with KIND one of {', '.join(DTYPES)}, as in 32x4096-h32/8-d128-p16-bf16, or choose a grid: default, "
+                f"quick"
             )
         pairs = (part.split("x") for part in match[1].split(","))
         lens = tuple(int(keys) for count, keys in pairs for _ in range(int(count)))
         q_len, num_q_heads, num_kv_heads, head_dim, page_size = (int(group or 1) for group in match.groups()[1:6])
         if not lens or q_len > min(lens):
             raise ValueError(f"{text!r}: {q_len} queries do not fit among {min(lens, default=0)} keys")
-        return AttentionShape(lens, q_len, num_q_heads, num_kv_heads, head_dim, page_size, match[7])
+        heads_first = match[8] is not None
+        return AttentionShape(lens, q_len, num_q_heads, num_kv_heads, head_dim, page_size, match[7], heads_first)
 
     def inputs(self, *, prefill: bool) -> Inputs:
         counts = [-(-length // self.page_size) for length in self.kv_lens]
@@ -91,8 +100,8 @@ class AttentionShape:
         page_shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
         inputs: Inputs = {
             "q": torch.randn(num_tokens, self.num_q_heads, self.head_dim).to(q_dtype),
-            "k_pages": _pages(page_shape, self.kv),
-            "v_pages": _pages(page_shape, self.kv),
+            "k_pages": self._pages(page_shape),
+            "v_pages": self._pages(page_shape),
             "page_table": table,
             "kv_lens": torch.tensor(self.kv_lens, dtype=torch.int32),
             "out": torch.empty(num_tokens, self.num_q_heads, self.head_dim, dtype=q_dtype),
@@ -125,11 +134,18 @@ class AttentionShape:
             pages = torch.stack((pages & 15, pages >> 4), dim=-1).flatten(-2).to(torch.int8) - 8
         if self.kv in LARGEST_CODE:
             pages = (pages.to(dtype) * inputs[f"{name}_scales"][table][..., None]).to(dtype)
-        tokens = pages.view(self.num_seqs, -1, self.num_kv_heads, self.head_dim)
+        tokens = pages.reshape(self.num_seqs, -1, self.num_kv_heads, self.head_dim)
         return tokens[:, : self.kv_len].transpose(1, 2)
 
+    def _pages(self, shape: tuple[int, ...]) -> Tensor:
+        pages = _random_pages(shape, self.kv)
+        if not self.heads_first:
+            return pages
+        laid = host_bytes(pages.nbytes).view(pages.dtype).view(pages.transpose(1, 2).shape).transpose(1, 2)
+        return laid.copy_(pages)
 
-def _pages(shape: tuple[int, ...], kv: str) -> Tensor:
+
+def _random_pages(shape: tuple[int, ...], kv: str) -> Tensor:
     if kv == "fp8":
         return torch.randn(shape).mul_(64).clamp_(-448, 448).to(torch.float8_e4m3fn)
     if kv == "int8":

@@ -2,8 +2,9 @@
 // attention_plan.h: who attends to what.
 //
 // A row is one query with one of the query heads of a KV head; a sequence has q_len * group_size rows per
-// KV head, query-major. A task is a run of rows of one (sequence, KV head), over all their splits. Where
-// that leaves too few tasks, sequences with few rows are cut: a task is then a run of splits, every split
+// KV head, query-major. A task is a run of rows of one (sequence, KV head), over all their splits; where the
+// sequences have few rows and there are tasks enough, of several KV heads, so that a page is read as it lies.
+// Where there are too few tasks, sequences with few rows are cut: a task is then a run of splits, every split
 // leaves its partial in memory, and the partials are folded in split order afterwards. The plan depends
 // on the threads; what a row adds up, and in which order, does not.
 #pragma once
@@ -19,6 +20,7 @@ constexpr int kDirectRows = 16;
 constexpr int kMaxStagedRows = 96;  // 0.5 MiB of tiles, logits and the rows' own state at head_dim 128
 constexpr int kMinStagedRows = 24;
 constexpr int kTasksPerThread = 8;
+constexpr int kRowsTogether = 32;  // of several KV heads
 
 struct Sequence {
   int64_t first_token;  // of q
@@ -26,10 +28,12 @@ struct Sequence {
 };
 
 struct Task {
-  int seq, kv_head, first_row, num_rows;
-  Span splits;       // those to attend to, or to fold
-  int first_split;   // of the sequence, where partials begin
-  int64_t partials;  // where they lie; -1: not cut
+  int seq, kv_head, num_heads;
+  int first_row, num_rows;  // of each head
+  Span splits;              // those to attend to, or to fold
+  int first_split;          // of the sequence, where partials begin
+  int64_t partials;         // where they lie; -1: not cut
+  int64_t head_partials;    // floats from one head's to the next one's
 };
 
 inline Sequence sequence(const PagedAttentionParams& p, int seq) {
@@ -68,7 +72,8 @@ class Plan {
   int64_t num_folds() const { return num_folds_; }
   int64_t partial_floats() const { return partial_floats_; }
   int partial_stride() const { return partial_stride_; }  // floats of one row: a State, and o from kLanes on
-  int max_rows() const { return larger(staged_rows_, kDirectRows); }
+  int max_rows() const { return larger(staged_rows_, kRowsTogether); }
+  int max_heads() const { return heads_together_; }
 
   // Task number n; numbers asked for on one Plan must rise. Long ones come first, so that threads end together.
   Task task(int64_t n) {
@@ -92,7 +97,7 @@ class Plan {
     }
     const int head = static_cast<int>(n - first);
     const Span splits = all_splits(seq);
-    return {seq, head, 0, rows(seq), splits, splits.begin, partials + head * (partials_of(seq) / p_.num_kv_heads)};
+    return {seq, head, 1, 0, rows(seq), splits, splits.begin, partials + head * head_partials(seq), 0};
   }
 
  private:
@@ -105,16 +110,20 @@ class Plan {
   }
   int num_splits(int seq) const { return all_splits(seq).end - all_splits(seq).begin; }
   bool cut(int seq) const { return cut_splits_ > 0 && !staged(seq) && num_splits(seq) > cut_splits_; }
-  int64_t partials_of(int seq) const {
-    return static_cast<int64_t>(p_.num_kv_heads) * num_splits(seq) * rows(seq) * partial_stride_;
-  }
+  int64_t head_partials(int seq) const { return static_cast<int64_t>(num_splits(seq)) * rows(seq) * partial_stride_; }
+  int64_t partials_of(int seq) const { return p_.num_kv_heads * head_partials(seq); }
+  // KV heads of a task of few rows.
+  int heads(int seq) const { return larger(smaller(heads_together_, kRowsTogether / rows(seq)), 1); }
 
   void choose_cut(int num_threads) {
-    if (num_threads == 1) return;
     int64_t splits = 0;
     for (int seq = 0; seq < p_.num_seqs; ++seq) {
-      if (!staged(seq)) splits += static_cast<int64_t>(num_splits(seq)) * p_.num_kv_heads;
+      if (!staged(seq)) splits += num_splits(seq);
     }
+    const bool together = splits >= kTasksPerThread * num_threads;
+    heads_together_ = together ? smaller(p_.num_kv_heads, kRowsTogether) : 1;
+    if (num_threads == 1) return;
+    if (!together) splits *= p_.num_kv_heads;
     cut_splits_ = static_cast<int>(larger<int64_t>(ceil_div(splits, kTasksPerThread * num_threads), 1));
     for (int seq = 0; seq < p_.num_seqs; ++seq) {
       if (!cut(seq)) continue;
@@ -127,7 +136,7 @@ class Plan {
     if (staged(seq) != staging_) return 0;
     if (staging_) return ceil_div(rows(seq), staged_rows_) * p_.num_kv_heads;
     if (rows(seq) == 0) return 0;
-    return (cut(seq) ? ceil_div(num_splits(seq), cut_splits_) : 1) * p_.num_kv_heads;
+    return (cut(seq) ? ceil_div(num_splits(seq), cut_splits_) : 1) * ceil_div(p_.num_kv_heads, heads(seq));
   }
 
   int64_t count_tasks() {
@@ -145,21 +154,23 @@ class Plan {
     const int first_row = (last - n / p_.num_kv_heads) * staged_rows_;
     const int num_rows = smaller(staged_rows_, rows(seq_) - first_row);
     const Span splits = visible_splits(p_, sequence(p_, seq_), first_row / group_, (first_row + num_rows - 1) / group_);
-    return {seq_, n % p_.num_kv_heads, first_row, num_rows, splits, splits.begin, -1};
+    return {seq_, n % p_.num_kv_heads, 1, first_row, num_rows, splits, splits.begin, -1, 0};
   }
 
   Task direct_task(int n) const {
     const Span all = all_splits(seq_);
-    if (!cut(seq_)) return {seq_, n, 0, rows(seq_), all, all.begin, -1};
-    const int cuts = static_cast<int>(ceil_div(num_splits(seq_), cut_splits_));
-    const int head = n / cuts, begin = all.begin + n % cuts * cut_splits_;
-    const int64_t partials = partials_ + head * (partials_of(seq_) / p_.num_kv_heads);
-    return {seq_, head, 0, rows(seq_), {begin, smaller(begin + cut_splits_, all.end)}, all.begin, partials};
+    const int cuts = cut(seq_) ? static_cast<int>(ceil_div(num_splits(seq_), cut_splits_)) : 1;
+    const int head = n / cuts * heads(seq_), num_heads = smaller(heads(seq_), p_.num_kv_heads - head);
+    if (!cut(seq_)) return {seq_, head, num_heads, 0, rows(seq_), all, all.begin, -1, 0};
+    const int begin = all.begin + n % cuts * cut_splits_;
+    const Span splits{begin, smaller(begin + cut_splits_, all.end)};
+    const int64_t partials = partials_ + head * head_partials(seq_);
+    return {seq_, head, num_heads, 0, rows(seq_), splits, all.begin, partials, head_partials(seq_)};
   }
 
   const PagedAttentionParams& p_;
   int group_, partial_stride_;
-  int staged_rows_ = kMaxStagedRows, cut_splits_ = 0;
+  int staged_rows_ = kMaxStagedRows, cut_splits_ = 0, heads_together_ = 1;
   int64_t num_tasks_ = 0, num_folds_ = 0, partial_floats_ = 0;
   bool staging_ = true;  // task() walks the sequences with many rows first
   int seq_ = 0;

@@ -8,8 +8,8 @@
 //   kv_lens      [num_seqs]                                        i32    <= 0: o = 0, lse = -inf
 //   lse          [num_tokens, num_q_heads]                         f32    natural log
 //
-// Work     attention_plan.h: a task is some rows of one (sequence, KV head); few rows read keys and values
-//          straight from the pages, many (a prompt chunk) share tiles staged as f32
+// Work     attention_plan.h: a task is some rows of one (sequence, KV head), or few rows of each of several heads;
+//          few rows read keys and values straight from the pages, many (a prompt chunk) share staged tiles
 // Sums     per split of 256 tokens from position 0: dot products in lanes over head_dim, the maximum, the
 //          weights, their sum in lanes by position, o token by token; splits are folded left to right. All in
 //          f32, the same additions in the same order whatever the path, the neighbours and the threads. With
@@ -71,7 +71,7 @@ struct Scratch {
   const char** addresses;   // of the rows in reading order: keys, values, the next split's keys
   const char** value_rows;  // of value_tile
 
-  size_t carve(void* base, int rows, int width) {
+  size_t carve(void* base, int rows, int heads, int width) {
     Carver carver(base);
     q = carver.take<float>(rows * width);
     logits = carver.take<float>(rows * kLogitStride);
@@ -79,12 +79,12 @@ struct Scratch {
     total_o = carver.take<float>(rows * width);
     key_tile = carver.take<float>(kSplit * width);
     value_tile = carver.take<float>(kSplit * width);
-    key_factors = carver.take<float>(kLogitStride);
-    value_scales = carver.take<float>(kLogitStride);
+    key_factors = carver.take<float>(heads * kLogitStride);
+    value_scales = carver.take<float>(heads * kLogitStride);
     states = carver.take<State>(rows);
     totals = carver.take<State>(rows);
     spans = carver.take<Span>(rows);
-    addresses = carver.take<const char*>(3 * kSplit + kMaxAhead);
+    addresses = carver.take<const char*>(3 * kSplit * heads + kMaxAhead);
     value_rows = carver.take<const char*>(kSplit);
     return carver.used();
   }
@@ -166,7 +166,7 @@ class Attention {
     begin(task);
     partials += task.partials;
     for (int split = task.splits.begin; split < task.splits.end; ++split) {
-      for (int r = 0; r < task.num_rows; ++r, partials += partial_stride) {
+      for (int r = 0; r < num_rows(); ++r, partials += partial_stride) {
         State state;
         memcpy(&state, partials, sizeof(State));
         fold(state, partials + kLanes, width_, x_.totals[r], x_.total_o + r * width_);
@@ -180,14 +180,18 @@ class Attention {
     task_ = task;
     seq_ = sequence(p_, task.seq);
     pages_ = p_.page_table + task.seq * p_.page_table_stride;
-    for (int r = 0; r < task.num_rows; ++r) {
+    for (int r = 0; r < num_rows(); ++r) {
       x_.spans[r] = visible(p_, seq_, query(r));
       x_.totals[r] = {-kInfinity, 0};
     }
   }
 
-  int query(int row) const { return (task_.first_row + row) / group_; }
-  int q_head(int row) const { return task_.kv_head * group_ + (task_.first_row + row) % group_; }
+  // Rows of the task: those of its first KV head, then those of the next.
+  int num_rows() const { return task_.num_heads * task_.num_rows; }
+  int query(int row) const { return (task_.first_row + row % task_.num_rows) / group_; }
+  int q_head(int row) const {
+    return (task_.kv_head + row / task_.num_rows) * group_ + (task_.first_row + row % task_.num_rows) % group_;
+  }
   int64_t row_bytes(const KvPages& kv) const { return p_.head_dim * element_bytes(kv.dtype); }
   int ahead_rows(const KvPages& kv) const {
     return static_cast<int>(smaller<int64_t>(kMaxAhead, larger<int64_t>(4, kAheadBytes / row_bytes(kv))));
@@ -199,13 +203,26 @@ class Attention {
     return {begin, smaller((split + 1) * kSplit, x_.spans[task_.num_rows - 1].end)};
   }
 
+  // Where tokens that are read for all rows before the next end: never between a pair of tokens.
+  static int run_end(int token, int end) { return smaller((token / kDirectTokens + 1) * kDirectTokens, end); }
+
+  // Addresses in reading order: for each run of tokens those of the first head, then those of the next.
   const char** list(const KvPages& kv, Span tokens, const char** out) const {
+    for (int t = tokens.begin, end; t < tokens.end; t = end) {
+      end = run_end(t, tokens.end);
+      for (int head = task_.kv_head; head < task_.kv_head + task_.num_heads; ++head) {
+        out = list_run(kv, {t, end}, head, out);
+      }
+    }
+    return out;
+  }
+
+  const char** list_run(const KvPages& kv, Span tokens, int head, const char** out) const {
     const int64_t size = element_bytes(kv.dtype), step = kv.token_stride * size;
     int page = tokens.begin / p_.page_size, in_page = tokens.begin % p_.page_size;
     for (int left = tokens.end - tokens.begin; left > 0; ++page, in_page = 0) {
       const int count = smaller(left, p_.page_size - in_page);
-      const int64_t element =
-          pages_[page] * kv.page_stride + in_page * kv.token_stride + task_.kv_head * kv.head_stride;
+      const int64_t element = pages_[page] * kv.page_stride + in_page * kv.token_stride + head * kv.head_stride;
       const char* first = static_cast<const char*>(kv.data) + element * size;
       for (int i = 0; i < count; ++i) out[i] = first + i * step;
       out += count, left -= count;
@@ -219,16 +236,18 @@ class Attention {
 
   // Brings the keys listed last to the front.
   const char** carry_keys(const char** end) const {
-    const char** begin = x_.addresses + 2 * num_tokens_;
+    const char** begin = x_.addresses + 2 * num_listed();
     memmove(x_.addresses, begin, (end - begin) * sizeof(*begin));
     return x_.addresses + (end - begin);
   }
 
-  void gather_scales(const KvPages& kv, Span tokens, int origin, float factor, float* out) const {
-    for (int t = tokens.begin; t < tokens.end; ++t) {
-      const int64_t page = pages_[t / p_.page_size];
-      out[t - origin] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
-                                           task_.kv_head * kv.scale_head_stride];
+  void gather_scales(const KvPages& kv, Span tokens, float factor, float* out) const {
+    for (int head = task_.kv_head; head < task_.kv_head + task_.num_heads; ++head, out += kLogitStride) {
+      for (int t = tokens.begin; t < tokens.end; ++t) {
+        const int64_t page = pages_[t / p_.page_size];
+        out[t - origin_] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
+                                              head * kv.scale_head_stride];
+      }
     }
   }
 
@@ -242,7 +261,7 @@ class Attention {
   void stage_queries() {
     with_float_type(p_.q_dtype, [&](auto type) {
       using T = decltype(type);
-      for (int r = 0; r < task_.num_rows; ++r) {
+      for (int r = 0; r < num_rows(); ++r) {
         const T* row = static_cast<const T*>(p_.q) + (seq_.first_token + query(r)) * p_.q_token_stride +
                        q_head(r) * p_.q_head_stride;
         if (in_pairs_) {
@@ -257,7 +276,7 @@ class Attention {
   void write() {
     with_float_type(p_.q_dtype, [&](auto type) {
       using T = decltype(type);
-      for (int r = 0; r < task_.num_rows; ++r) {
+      for (int r = 0; r < num_rows(); ++r) {
         const int64_t token = seq_.first_token + query(r);
         const float* sink = p_.sinks == nullptr ? nullptr : p_.sinks + q_head(r);
         const float lse = finish(x_.totals[r], sink, width_, x_.total_o + r * width_);
@@ -269,16 +288,17 @@ class Attention {
   }
 
   void fold_split() {
-    for (int r = 0; r < task_.num_rows; ++r) {
+    for (int r = 0; r < num_rows(); ++r) {
       fold(x_.states[r], x_.o + r * width_, width_, x_.totals[r], x_.total_o + r * width_);
     }
   }
 
   void keep_split(int split, float* partials, int partial_stride) const {
     partials += static_cast<int64_t>(split - task_.first_split) * task_.num_rows * partial_stride;
-    for (int r = 0; r < task_.num_rows; ++r, partials += partial_stride) {
-      memcpy(partials, &x_.states[r], sizeof(State));
-      memcpy(partials + kLanes, x_.o + r * width_, width_ * sizeof(float));
+    for (int r = 0; r < num_rows(); ++r) {
+      float* to = partials + r / task_.num_rows * task_.head_partials + r % task_.num_rows * partial_stride;
+      memcpy(to, &x_.states[r], sizeof(State));
+      memcpy(to + kLanes, x_.o + r * width_, width_ * sizeof(float));
     }
   }
 
@@ -295,8 +315,8 @@ class Attention {
     const bool staged = task_.num_rows > kDirectRows;
     const int first = span.begin - origin_;
     const Ahead ahead{x_.addresses, ahead_rows(p_.k), static_cast<int>(row_bytes(p_.k))};
-    const Ahead value_ahead{x_.addresses + num_tokens_, ahead_rows(p_.v), static_cast<int>(row_bytes(p_.v))};
-    memset(x_.o, 0, task_.num_rows * width_ * sizeof(float));
+    const Ahead value_ahead{x_.addresses + num_listed(), ahead_rows(p_.v), static_cast<int>(row_bytes(p_.v))};
+    memset(x_.o, 0, num_rows() * width_ * sizeof(float));
     if (in_pairs_) {
       attend_in_pairs(span, staged, ahead, value_ahead);
       return end;
@@ -314,19 +334,30 @@ class Attention {
     return end;
   }
 
-  // Ends of the runs in which tokens are read for all rows before the next: a pair of tokens is never cut.
-  int direct_end(int token, int end) const { return smaller((token / kDirectTokens + 1) * kDirectTokens, end); }
+  int num_listed() const { return num_tokens_ * task_.num_heads; }
+
+  // Calls body(run, first row, listed before it) for each run of tokens of each head, as they are listed.
+  template <class Body>
+  void for_each_run(Span tokens, const Body& body) const {
+    int listed = 0;
+    for (int t = tokens.begin, end; t < tokens.end; t = end) {
+      end = run_end(t, tokens.end);
+      for (int head = 0; head < task_.num_heads; ++head, listed += end - t) {
+        body(Span{t, end}, head * task_.num_rows, listed);
+      }
+    }
+  }
 
   template <class T, class Q>
   void dot_direct(const Q* q, int first, Ahead ahead) {
-    for (int t = first, end = first + num_tokens_; t < end; t = direct_end(t, end)) {
-      Ahead here = ahead.from(t - first);
-      for (int r = 0; r < task_.num_rows; r += kBlockRows) {
-        dot_rows<T>(q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + (t - first),
-                    direct_end(t, end) - t, p_.head_dim, here, x_.logits + r * kLogitStride + t);
+    for_each_run({first, first + num_tokens_}, [&](Span run, int first_row, int listed) {
+      Ahead here = ahead.from(listed);
+      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kBlockRows) {
+        dot_rows<T>(q + r * width_, smaller(kBlockRows, end - r), x_.addresses + listed, run.end - run.begin,
+                    p_.head_dim, here, x_.logits + r * kLogitStride + run.begin);
         here.rows = nullptr;
       }
-    }
+    });
   }
 
   // Of a key tile whose rows, like those of q, have `width` elements.
@@ -356,12 +387,13 @@ class Attention {
 
   void weigh(Span span) {
     const bool key_scales = p_.k.scales != nullptr, value_scales = p_.v.scales != nullptr;
-    if (key_scales) gather_scales(p_.k, span, origin_, p_.scale, x_.key_factors);
-    if (value_scales) gather_scales(p_.v, span, origin_, 1, x_.value_scales);
-    for (int r = 0; r < task_.num_rows; ++r) {
+    if (key_scales) gather_scales(p_.k, span, p_.scale, x_.key_factors);
+    if (value_scales) gather_scales(p_.v, span, 1, x_.value_scales);
+    for (int r = 0; r < num_rows(); ++r) {
+      const int head = r / task_.num_rows * kLogitStride;
       const Span seen = in_split(r);
       const int position = seq_.kv_len - seq_.q_len + query(r);
-      const LogitRule rule{key_scales ? x_.key_factors : nullptr,
+      const LogitRule rule{key_scales ? x_.key_factors + head : nullptr,
                            p_.scale,
                            p_.soft_cap,
                            p_.alibi_slopes == nullptr ? 0 : p_.alibi_slopes[q_head(r)],
@@ -370,30 +402,31 @@ class Attention {
                            seen.end,
                            tree(r),
                            tree_begin()};
-      x_.states[r] = make_weights(rule, value_scales ? x_.value_scales : nullptr, x_.logits + r * kLogitStride);
+      x_.states[r] = make_weights(rule, value_scales ? x_.value_scales + head : nullptr, x_.logits + r * kLogitStride);
     }
   }
 
   template <class T>
   void sum_direct(int first, Ahead ahead) {
-    for (int t = first, end = first + num_tokens_; t < end; t = direct_end(t, end)) {
-      const char* const* values = x_.addresses + num_tokens_ - first;
-      for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        sum_seen<1>(r, {t, direct_end(t, end)}, [&](int row, int rows, Span seen, bool common) {
-          sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, values + seen.begin, seen.end - seen.begin,
-                      p_.head_dim, common && r == 0 ? ahead.from(seen.begin - first) : kNothingAhead,
+    for_each_run({first, first + num_tokens_}, [&](Span run, int first_row, int listed) {
+      const char* const* values = x_.addresses + num_listed() + listed;
+      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kSumRows) {
+        sum_seen<1>(r, end, run, [&](int row, int rows, Span seen, bool common) {
+          const int skipped = seen.begin - run.begin;
+          sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, values + skipped, seen.end - seen.begin,
+                      p_.head_dim, common && r == first_row ? ahead.from(listed + skipped) : kNothingAhead,
                       x_.o + row * width_);
         });
       }
-    }
+    });
   }
 
   template <class T>
   void sum_staged(int first, Ahead ahead) {
-    stage_values<T>(x_.addresses + num_tokens_, num_tokens_, p_.head_dim, ahead, x_.value_tile);
+    stage_values<T>(x_.addresses + num_listed(), num_tokens_, p_.head_dim, ahead, x_.value_tile);
     for (int t = 0; t < num_tokens_; ++t) x_.value_rows[t] = reinterpret_cast<const char*>(x_.value_tile + t * width_);
     for (int r = 0; r < task_.num_rows; r += kSumRows) {
-      sum_seen<1>(r, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
+      sum_seen<1>(r, task_.num_rows, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
         sum_rows<float>(x_.logits + row * kLogitStride + seen.begin, rows, x_.value_rows + (seen.begin - first),
                         seen.end - seen.begin, width_, kNothingAhead, x_.o + row * width_);
       });
@@ -413,40 +446,41 @@ class Attention {
       dot_direct<Bf16>(q, tokens.begin, ahead);
     }
     weigh(span);
-    for (int r = 0; r < task_.num_rows; ++r) narrow_in_place(x_.logits + r * kLogitStride, in_split(r));
+    for (int r = 0; r < num_rows(); ++r) narrow_in_place(x_.logits + r * kLogitStride, in_split(r));
     const auto sum = [&](int row, int rows, Span seen, const auto& values, Ahead fetch) {
       sum_pairs(reinterpret_cast<const Bf16*>(x_.logits + row * kLogitStride), rows, values, seen, p_.head_dim, fetch,
                 x_.o + row * width_);
     };
-    const char* const* rows_of_values = x_.addresses + num_tokens_;
+    const char* const* rows_of_values = x_.addresses + num_listed();
     if (staged) {
       auto* tile = reinterpret_cast<Bf16Pair*>(x_.value_tile);
       stage_values(rows_of_values, tokens, p_.head_dim, value_ahead, tile);
       const StagedValues values{tile, tokens.begin / 2 * 2, width_};
       for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        sum_seen<2>(r, tokens,
+        sum_seen<2>(r, task_.num_rows, tokens,
                     [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, values, kNothingAhead); });
       }
       return;
     }
-    const PagedValues values{rows_of_values, tokens.begin, p_.head_dim};
-    for (int t = tokens.begin; t < tokens.end; t = direct_end(t, tokens.end)) {
-      for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        sum_seen<2>(r, {t, direct_end(t, tokens.end)}, [&](int row, int rows, Span seen, bool common) {
-          sum(row, rows, seen, values, common && r == 0 ? value_ahead : kNothingAhead);
+    for_each_run(tokens, [&](Span run, int first_row, int listed) {
+      const PagedValues values{rows_of_values + listed, run.begin, p_.head_dim};
+      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kSumRows) {
+        sum_seen<2>(r, end, run, [&](int row, int rows, Span seen, bool common) {
+          sum(row, rows, seen, values, common && r == first_row ? value_ahead.from(listed) : kNothingAhead);
         });
       }
-    }
+    });
 #else
     (void)span, (void)staged, (void)ahead, (void)value_ahead;
 #endif
   }
 
-  // Calls sum(row, rows, tokens, common) for those of `tokens` that kSumRows rows from `row` on see: what all of them
-  // see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do, for 0 * NaN.
+  // Calls sum(row, rows, tokens, common) for those of `tokens` that kSumRows rows from `row` on see, or those up to
+  // end_row: what all of them see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do,
+  // for 0 * NaN.
   template <int kAlign, class Sum>
-  void sum_seen(int row, Span tokens, const Sum& sum) {
-    const int num_rows = smaller(kSumRows, task_.num_rows - row);
+  void sum_seen(int row, int end_row, Span tokens, const Sum& sum) {
+    const int num_rows = smaller(kSumRows, end_row - row);
     Span common = tokens;
     for (int r = row; r < row + num_rows; ++r) {
       const Span seen = in_split(r);
@@ -459,7 +493,7 @@ class Attention {
     const auto alone = [&](int begin, int end) {
       for (int r = row; r < row + num_rows; ++r) {
         const Span seen = in_split(r);
-        for_each_run(r, larger(begin, seen.begin), smaller(end, seen.end), [&](int from, int to) {
+        for_each_seen(r, larger(begin, seen.begin), smaller(end, seen.end), [&](int from, int to) {
           if (from < to) sum(r, 1, Span{from, to}, false);
         });
       }
@@ -471,7 +505,7 @@ class Attention {
 
   // Calls body(from, to) for every run of tokens that the row's tree mask lets through.
   template <class Body>
-  void for_each_run(int row, int begin, int end, const Body& body) const {
+  void for_each_seen(int row, int begin, int end, const Body& body) const {
     const uint8_t* mask = tree(row);
     if (mask == nullptr) return body(begin, end);
     const auto seen = [&](int t) { return t < tree_begin() || mask[t - tree_begin()] != 0; };
@@ -501,8 +535,8 @@ void Kernels<kIsa>::paged_attention(const PagedAttentionParams& p, Worker& worke
   Plan plan(p, worker.size());
   Scratch scratch;
   const int width = padded(p.head_dim);
-  const size_t bytes = scratch.carve(nullptr, plan.max_rows(), width);
-  scratch.carve(worker.scratch(bytes), plan.max_rows(), width);
+  const size_t bytes = scratch.carve(nullptr, plan.max_rows(), plan.max_heads(), width);
+  scratch.carve(worker.scratch(bytes), plan.max_rows(), plan.max_heads(), width);
   float* partials = nullptr;
   if (plan.num_folds() > 0) {
     partials = static_cast<float*>(worker.shared_scratch(plan.partial_floats() * sizeof(float)));
