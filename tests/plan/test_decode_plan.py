@@ -260,3 +260,26 @@ def test_a_wrong_plan_is_rejected_by_the_check_that_is_for_it(spoil, check):
     spoil(plan.blocks)
     with pytest.raises(AssertionError):
         run(plan.blocks)
+
+
+K = 1024
+EVEN = [  # heads, kv_lens, the heaviest of 132 blocks and of 264 over an even share, bytes of partials over bytes of KV
+    ((32, 8, 2), [32 * K] * 8, 1.02, 1.04, 0.03),
+    ((32, 8, 2), [4 * K] * 32, 1.06, 1.07, 0.02),
+    ((32, 8, 2), [32 * K], 1.10, 1.17, 0.04),
+    ((64, 8, 1), [2 * K] * 128, 1.05, 1.07, 0.02),
+    ((8, 1, 1), [128 * K] + [4 * K] * 31, 1.12, 1.18, 0.13),
+    ((32, 8, 2), [K] * 256, 1.09, 1.10, 0.01),
+]
+
+
+@pytest.mark.parametrize("heads, lens, few, many, partials", EVEN)
+def test_work_is_shared_out_evenly(heads, lens, few, many, partials):
+    num_q_heads, num_kv_heads, kv_bytes = heads
+    shape = Shape(num_q_heads, num_kv_heads, 128)
+    for num_blocks, allowed in ((132, few), (264, many)):
+        plan = host_plan(shape, lens, num_blocks)
+        share = num_kv_heads * sum(lens) / num_blocks
+        assert max(sum(map(load, tasks)) for tasks in plan.blocks) <= allowed * share
+        written_and_read = 2 * plan.header["wanted_partials"] * num_q_heads // num_kv_heads * (128 + 2) * 4
+        assert written_and_read <= partials * sum(lens) * num_kv_heads * 128 * 2 * kv_bytes
