@@ -276,7 +276,9 @@ class EngineCore:
         self.counters.output_tokens += len(step.tokens)
         self._observer.stepped(plan.num_tokens, end - start)
         self._pending.t, self._pending.completions, self._pending.step = end, sampling, step
-        self._decide(self._scheduler.apply(ev.StepDone(end, plan.step, step.tokens, step.failed)))
+        self._decide(
+            self._scheduler.apply(ev.StepDone(end, plan.step, step.tokens, step.failed, round(1e3 * (end - start), 3)))
+        )
 
     def _participants(self, plan: ev.StepPlan) -> Sequence[CompletionState]:
         """Those that sample, in the order of the step's tokens. Also notes who is computed for the first time."""

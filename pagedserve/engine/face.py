@@ -66,7 +66,7 @@ class Face:
         prefix_cache: keep computed prompts for requests that begin the same.
         num_host_pages: pages beside the pool that preempted requests may be moved to; 0: they are computed again.
         seed: of requests that have none.
-        event_log: a file for everything the scheduler is told; scheduling.log replays it.
+        event_log: a file for everything the scheduler is told; pagedserve replay reads it.
         observer: told of what happens; metrics.EngineMetrics counts it for Prometheus.
         progress: called with (bytes read, bytes in all) while the model loads.
 

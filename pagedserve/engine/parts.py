@@ -9,10 +9,10 @@ import torch
 
 from pagedserve import ops
 from pagedserve.cache import KVPool, PageLayout
-from pagedserve.engine.event_log import EventLog
 from pagedserve.engine.limits import choose_limits
 from pagedserve.engine.runner import ModelRunner
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.writer import EventLog
 from pagedserve.models import LoadedModel, ModelConfig
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.scheduler import Scheduler

@@ -1,40 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences in order, the sequences that decode, and the step that is out."""
+"""The sequences that decode, and the step that is out."""
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.request import Sequence
-
-
-class SequenceHeap:
-    """Sequences by (key, order), smallest first; one leaves when belongs(it) no longer holds."""
-
-    def __init__(self, belongs: Callable[[Sequence], bool]) -> None:
-        self._belongs = belongs
-        self._heap: list[tuple[float, int, Sequence]] = []
-        self._compact_at = 64
-
-    def push(self, key: float, seq: Sequence) -> None:
-        """O(log n)."""
-        heapq.heappush(self._heap, (key, seq.order, seq))
-        if len(self._heap) > self._compact_at:
-            self._heap = [entry for entry in self._heap if self._belongs(entry[2])]
-            heapq.heapify(self._heap)
-            self._compact_at = 64 + 2 * len(self._heap)
-
-    def head(self) -> Sequence | None:
-        """The first; None where there is none."""
-        while self._heap and not self._belongs(self._heap[0][2]):
-            heapq.heappop(self._heap)
-        return self._heap[0][2] if self._heap else None
 
 
 class DecodeBatch:
@@ -53,6 +28,7 @@ class DecodeBatch:
         self._stops: Counter[int] = Counter()  # stop token -> how many have it
         self._tick = 0
         self._calendar: dict[int, list[Sequence]] = {}
+        self.context = 0  # their tokens, summed
         self.lent = False  # to a plan: the lists do not change any more, copies take their place
 
     def __len__(self) -> int:
@@ -67,6 +43,7 @@ class DecodeBatch:
         self.ids.append(seq.id)
         self._tokens.append(seq.tokens)
         self._stops.update(seq.stop_token_ids)
+        self.context += len(seq.tokens)
 
     def leave(self, seq: Sequence) -> None:
         """seq does not decode any more; the last takes its place."""
@@ -78,6 +55,7 @@ class DecodeBatch:
             items.pop()
         seq.slot, seq.due_tick = -1, 0
         self._stops -= Counter(seq.stop_token_ids)
+        self.context -= len(seq.tokens)
 
     def schedule(self, seq: Sequence, page_size: int) -> None:
         """Enter into the calendar when seq ends, or outgrows its pages."""
@@ -88,6 +66,7 @@ class DecodeBatch:
     def append(self, tokens: Seq[int]) -> None:
         """A token for each sequence."""
         deque(map(list.append, self._tokens, tokens), maxlen=0)
+        self.context += len(tokens)
 
     def may_stop(self, tokens: Seq[int]) -> bool:
         """One of the tokens is somebody's stop token."""
@@ -117,6 +96,7 @@ class Flight:
     plan: StepPlan
     decodes: list[Sequence]  # beside plan.decode_rows
     prompts: list[Sequence]  # beside plan.chunks
+    t: float  # when it was planned
     alone: bool = False  # one suspect of a failed step
     thinned: bool = False  # a sequence ended since it was planned
 

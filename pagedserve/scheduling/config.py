@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pagedserve.errors import InvalidInput
+from pagedserve.scheduling.cost import StepPrices
 
 
 @dataclass(slots=True)
@@ -26,6 +28,13 @@ class SchedulerStats:
     preemptions: int = 0
     swaps: int = 0  # preemptions to host pages
     recomputed_tokens: int = 0
+    rejected: int = 0
+    expired: int = 0
+    promises_kept: int = 0  # deadlines of admitted requests that were met
+    promises_broken: int = 0  # and that were not
+    ttft_error: float = 0.0  # of first tokens predicted at arrival, relative, recent ones
+    step_error: float = 0.0  # of steps' predicted times, likewise
+    drain_s: float = 0.0  # until everybody who waits now has a first token, predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +56,30 @@ class SchedulerConfig:
     attention_parity_tokens: int = 30_000
     swap_page_tokens: float = 4.0  # the price of moving a page to or from the host, in prompt tokens computed
     graph_buckets: tuple[int, ...] = ()  # numbers of decodes for which the runner captured graphs, rising
+    tpot_target_s: float | None = None  # a step beside decodes is to stay within, as within every request's own
+    admission: bool = True  # refuse who cannot be served before its deadline
+    tenants: Mapping[str, float] = field(default_factory=dict)  # name -> weight; empty: any tenant, all of weight 1
+    prices: StepPrices = field(default_factory=StepPrices)  # of a step's time, to begin with
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens"), 1)
-        least |= {"max_step_tokens": self.max_seqs, "num_host_pages": 0, "max_queue": 0}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if not (type(value) is int and value >= minimum) and not (name == "max_queue" and value is None):
-                why = " (max_seqs)" if name == "max_step_tokens" else ""
-                raise InvalidInput(f"{name} must be an int of at least {minimum}{why}; got {value!r}")
-        for name in ("priority_s", "swap_page_tokens"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidInput(f"{name} must be a finite number, at least 0; got {value}")
-        if not 0.0 <= self.watermark < 1.0:
-            raise InvalidInput(f"watermark is a share of the pool, 0 <= watermark < 1; got {self.watermark}")
-        if any(bucket < 1 for bucket in self.graph_buckets) or list(self.graph_buckets) != sorted(self.graph_buckets):
-            raise InvalidInput(f"graph_buckets are batch sizes in rising order; got {self.graph_buckets}")
+        def is_count(value: object, least: int) -> bool:
+            return type(value) is int and value >= least
+
+        counts = ("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens")
+        rules = [(name, is_count(getattr(self, name), 1), "an int of at least 1") for name in counts]
+        most = f"an int of at least {self.max_seqs} (max_seqs)"
+        rising = list(self.graph_buckets) == sorted(self.graph_buckets) and min(self.graph_buckets, default=1) >= 1
+        rules += [
+            ("max_step_tokens", rules[2][1] and is_count(self.max_step_tokens, self.max_seqs), most),
+            ("num_host_pages", is_count(self.num_host_pages, 0), "an int of at least 0"),
+            ("max_queue", self.max_queue is None or is_count(self.max_queue, 0), "an int of at least 0, or None"),
+            ("watermark", 0.0 <= self.watermark < 1.0, "a share of the pool, 0 <= watermark < 1"),
+            ("priority_s", 0 <= self.priority_s < math.inf, "a finite number, at least 0"),
+            ("swap_page_tokens", 0 <= self.swap_page_tokens < math.inf, "a finite number, at least 0"),
+            ("graph_buckets", rising, "batch sizes in rising order"),
+            ("tpot_target_s", 0 < (self.tpot_target_s or 1.0) < math.inf, "seconds above 0, or None"),
+            ("tenants", all(0 < w < math.inf for w in self.tenants.values()), "names with finite weights above 0"),
+        ]
+        for name, holds, wanted in rules:
+            if not holds:
+                raise InvalidInput(f"{name} must be {wanted}; got {getattr(self, name)!r}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pagedserve.scheduling.cost import NO_STEP, StepShape
+
 # Events
 
 
@@ -48,6 +50,7 @@ class StepDone:
     step: int
     tokens: Sequence[int]
     failed: Sequence[str] = ()  # ids whose token could not be computed (all-NaN logits); the others' stand
+    ms: float | None = None  # that computing it took; None: since it was planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Planned:
     t: float
     step: int
     num_tokens: int
+    predicted_ms: float = 0.0
 
 
 Record = Event | Planned
@@ -99,6 +103,7 @@ class Admit:
     """The request is queued; it will be computed."""
 
     id: str
+    ttft_s: float | None = None  # predicted, where it was promised
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """A queued request's deadline passed, or can no longer be met."""
+    """A queued request's deadline passed, or can no longer be met; nothing was computed for it."""
 
     id: str
     retry_after_s: float | None = None
@@ -128,7 +133,8 @@ class Preempt:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The request is over. reason: "stop" (a stop token, kept as the last output token), "length", "abort", "error"."""
+    """The request is over. reason: "stop" (a stop token, kept as the last output token), "length", "deadline" (its
+    total deadline passed while it ran), "abort", "error"."""
 
     id: str
     reason: str
@@ -172,7 +178,8 @@ class StepPlan:
     swap_out: list[tuple[int, int]] = field(default_factory=list)  # (device page, host page)
     swap_in: list[tuple[int, int]] = field(default_factory=list)  # (host page, device page)
     graph_bucket: int = 0  # the batch size whose captured graph holds this step; 0: none does
-    predicted_ms: float = 0.0
+    shape: StepShape = NO_STEP
+    predicted_ms: float = 0.0  # that computing a step of this shape will take
 
     @property
     def num_tokens(self) -> int:

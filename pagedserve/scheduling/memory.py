@@ -13,6 +13,8 @@ from pagedserve.scheduling.policy import recompute_cost
 from pagedserve.scheduling.prefix import Node, PrefixCache
 from pagedserve.scheduling.request import Sequence
 
+Front = tuple[Node | str, tuple[int | str, ...]]
+
 
 class Memory:
     """The pool on the device, the pool on the host, the prefix cache, and the moves that the next plan must carry."""
@@ -28,11 +30,13 @@ class Memory:
         self._moves = StepPlan(-1)  # the next plan, of which only the moves are known
         self._copied: list[Node] = []  # sources of its copies, held until it is taken
         self._leaving: list[Sequence] = []  # whom its swaps out are for
+        self._fronts: set[Front] = set()  # pages of which it computes the first tokens
 
     def admit(self, seq: Sequence, row: int, reserve: int) -> bool:
         """Give seq pages for all its tokens and set what of them is computed, with reserve pages left available.
 
-        False where the pool cannot; then only seq.needs_pages changes. O(its tokens).
+        False where the pool cannot, which sets seq.needs_pages; or where the next plan computes the page that seq would
+        begin with, which sets seq.was_held: after that step it is found. O(its tokens).
         """
         pages, size = self.pages, self._page_size
         # Its last token is always computed: its logits are wanted.
@@ -40,6 +44,10 @@ class Memory:
         nodes, partial, num_partial = self.cache.match(seq.arrival.cache_salt, seq.tokens, limit)
         num_found = len(nodes)
         swapped = seq.host_pages[num_found:]
+        front = self._front(seq, nodes[-1] if nodes else None, num_found * size, limit)
+        if front in self._fronts and not (seq.was_held or swapped):
+            seq.was_held = True
+            return False
         num_new = -(-len(seq.tokens) // size) - num_found
         needed = num_new + sum(pages.is_idle(node.page) for node in nodes) + reserve
         if pages.num_available < needed:
@@ -62,6 +70,7 @@ class Memory:
             self._moves.swap_in.extend(zip(swapped, seq.pages[num_found:], strict=False))
         else:
             seq.computed = seq.prefix_hit_tokens
+            self._fronts.add(front)
         self._moves.page_writes.extend((row, i, page) for i, page in enumerate(seq.pages))
         self._free_host_pages(seq)
         self._stats.recomputed_tokens += max(0, seq.peak - seq.computed)
@@ -70,6 +79,17 @@ class Memory:
             self._stats.prefix_query_tokens += len(seq.tokens)
             self._stats.prefix_hit_tokens += seq.computed
         return True
+
+    def num_cached(self, seq: Sequence) -> int:
+        """Tokens of a waiting sequence that need not be computed, as things stand. O(its tokens)."""
+        if seq.host_pages:
+            return seq.computed
+        limit = len(seq.tokens) - 1 if self._caching else 0
+        return len(self.cache.match(seq.arrival.cache_salt, seq.tokens, limit)[0]) * self._page_size
+
+    def goes_on(self, seq: Sequence) -> None:
+        """The next plan computes a chunk of seq, which has started before."""
+        self._fronts.add(self._front(seq, seq.node, seq.num_shared * self._page_size, len(seq.tokens) - 1))
 
     def grow(self, seq: Sequence) -> bool:
         """One more page; False where the pool has none to give."""
@@ -145,6 +165,7 @@ class Memory:
             self.pages.release(node.page)
             self.cache.touch(node)
         self._copied, self._leaving = [], []
+        self._fronts.clear()
         return plan
 
     def resize(self, num_pages: int) -> None:
@@ -167,6 +188,11 @@ class Memory:
             on_host.update(seq.host_pages)
         self.pages.audit(holders, frozenset(kept))
         self.host.audit(on_host, frozenset())
+
+    def _front(self, seq: Sequence, node: Node | None, start: int, limit: int) -> Front:
+        """The whole page that seq would compute first; its id where there is none."""
+        stop = start + self._page_size
+        return node or seq.arrival.cache_salt, tuple(seq.tokens[start:stop]) if stop <= limit else (seq.id,)
 
     def _insert(self, seq: Sequence, key: tuple[int, ...]) -> Node | None:
         """The node that holds key after seq's last whole page there; a new one where there is none."""

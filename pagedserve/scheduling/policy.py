@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.request import Sequence
 
+OUTPUT_PRICE = 2.0  # of a token sampled, in prompt tokens, where tenants pay
+
 
 def waiting_key(arrival_s: float, priority: int, priority_s: float) -> float:
     """A request's place in the queue, smallest first: a level of priority is worth priority_s seconds of waiting.
@@ -15,11 +17,6 @@ def waiting_key(arrival_s: float, priority: int, priority_s: float) -> float:
     All wait at the same pace, so the order of two never changes; who waits long enough is ahead of any later arrival.
     """
     return arrival_s - priority * priority_s
-
-
-def chunk_tokens(num_left: int, budget: int) -> int:
-    """Tokens of a prompt's next chunk: all that is left, as far as the budget goes."""
-    return min(num_left, budget)
 
 
 def watermark_pages(config: SchedulerConfig, num_pages: int, num_running: int) -> int:

@@ -7,10 +7,14 @@ import enum
 import math
 import reprlib
 from operator import index
+from typing import TYPE_CHECKING
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.events import Arrive
 from pagedserve.scheduling.prefix import Node
+
+if TYPE_CHECKING:
+    from pagedserve.scheduling.queue import Tenant
 
 
 class State(enum.Enum):
@@ -39,8 +43,18 @@ class Sequence:
         self.priority = event.priority
         self.order = order  # it came as the how-manyth
         self.key = key  # its place in the queue (policy.waiting_key)
-        waits = (event.ttft_deadline_s, event.deadline_s)
-        self.due_s = event.t + min(math.inf if wait is None else wait for wait in waits)  # too late to start
+        ttft_s, total_s = (math.inf if wait is None else wait for wait in (event.ttft_deadline_s, event.deadline_s))
+        self.first_due_s, self.end_due_s = event.t + ttft_s, event.t + total_s
+        self.due_s = min(self.first_due_s, self.end_due_s)  # when it is given up; once it started, end_due_s
+        self.predicted_s = math.inf  # when its first token was predicted at its arrival; inf where it was not
+        self.is_late = False  # its first token came after first_due_s
+        self.tenant: Tenant | None = None  # once it waited
+        self.waits = False  # in the queue
+        self.waiting_tokens = 0  # to be computed before its next is sampled, when it last came to the queue
+        self.expected_tokens = 0.0  # of output, when it started
+        self.num_starts = 0
+        self.had_to_wait = False  # for its first start, after a prediction
+        self.was_held = False  # back once, for another to compute what both begin with
         self.state = State.WAITING
         self.followers: list[Sequence] = []  # start once this prompt is computed
         self.preemptions = 0  # how often it gave its pages up

@@ -10,13 +10,17 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling import events, policy
-from pagedserve.scheduling.batch import DecodeBatch, Flight, SequenceHeap
+from pagedserve.scheduling.admission import Admission
+from pagedserve.scheduling.batch import DecodeBatch, Flight
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
+from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Chunk, Decision, Event, Finish, Planned, Record, Reject, StepPlan
 from pagedserve.scheduling.memory import Memory
+from pagedserve.scheduling.queue import FairQueue, SequenceHeap
 from pagedserve.scheduling.request import Sequence, State, is_finite, read_prompt
 
 OnEvent = Callable[[Record, list[Decision]], object]
@@ -28,9 +32,9 @@ class Scheduler:
     Use: `apply` every event as it happens; when no step is in flight, `plan` one, compute it, and apply its StepDone
     or StepFailed. One thread at a time.
 
-    Decode goes first: every sequence that decodes is in every step, and chunks of prompts fill what the token budget
-    leaves. A prompt starts when there are pages for all of it; a sequence that outgrows its pages takes them from a
-    victim (policy.choose_victim), which is queued again where it stood and loses no token.
+    Decode goes first: every sequence that decodes is in every step, and chunks of prompts fill what the budgets leave,
+    in tokens and, beside decodes with a TPOT target, in predicted ms. A prompt starts when there are pages for all of
+    it; a sequence that outgrows its pages takes them from a victim, which is queued again and loses no token.
 
     on_event is called after each event with its decisions, and after each plan with a Planned; for logs.
 
@@ -43,11 +47,13 @@ class Scheduler:
         self._stats = SchedulerStats()  # only its counts
         self._memory = Memory(config, self._stats)
         self._seqs: dict[str, Sequence] = {}  # every request that is not over
-        self._waiting = SequenceHeap(lambda seq: seq.state is State.WAITING)
-        self._deadlines = SequenceHeap(lambda seq: seq.state in (State.BLOCKED, State.WAITING) and not seq.preemptions)
+        self._queue = FairQueue(config.tenants)
+        self._deadlines = SequenceHeap(lambda seq, key: seq.state is not State.DONE and seq.due_s == key)
         self._decodes = DecodeBatch()
         self._prompts: list[Sequence] = []  # running, but no token sampled yet; in the order of their start
         self._rows = list(range(config.max_seqs))  # free ones; a heap
+        parts = self._memory, self._queue, self._deadlines, self._decodes, self._prompts, self._rows
+        self.admission = Admission(config, *parts)
         self._flight: Flight | None = None
         self._suspects: deque[tuple[Sequence, int]] = deque()  # of a failed step, to be tried alone; tokens tried
         self._num_pages, self._resized = config.num_pages, False  # the pool's size from the end of the step in flight
@@ -75,7 +81,6 @@ class Scheduler:
         return len(self._seqs) - self.num_running
 
     def stats(self) -> SchedulerStats:
-        """Counts, O(1)."""
         pages, host = self._memory.pages, self._memory.host
         return replace(
             self._stats,
@@ -86,10 +91,13 @@ class Scheduler:
             pages_cached=pages.num_idle,
             pages_free=pages.num_free,
             host_pages_used=host.num_pages - host.num_free,
+            ttft_error=self.admission.trust.error,
+            step_error=self.admission.cost.error,
+            drain_s=self.admission.drain_s(),
         )
 
     def audit(self) -> None:
-        """Raise InvalidInput where a page is leaked, lost or doubly held. O(pages); for tests and shutdown."""
+        """InvalidInput where a page is leaked, lost or doubly held. O(pages)."""
         self._memory.audit(self._seqs.values())
 
     def apply(self, event: Event) -> list[Decision]:
@@ -118,24 +126,27 @@ class Scheduler:
         else:
             raise InvalidInput(f"{type(event).__name__} is not an event")
         while (late := self._deadlines.head()) is not None and late.due_s <= self._now:
-            self._end(late, events.Expire(late.id))
+            if not late.num_starts:
+                self._end(late, events.Expire(late.id))
+            else:
+                self._finish(late, "deadline", "its total deadline passed before its last token")
         if self._on_event is not None:
             self._on_event(event, self._decisions)
         return self._decisions
 
     def _arrive(self, event: events.Arrive) -> None:
+        key = policy.waiting_key(event.t, event.priority, self.config.priority_s) if is_finite(event.t) else 0.0
         try:
-            prompt = read_prompt(event)
-            refused = self._refusal(event, len(prompt))
+            seq = Sequence(event, read_prompt(event), self._num_arrived, key)
+            refused = self._refusal(seq)
         except InvalidInput as error:
-            refused = "invalid", str(error)
+            refused = "invalid", str(error), None
         if refused is not None:
-            self._decisions.append(Reject(event.id, *refused))
-            return
-        key = policy.waiting_key(event.t, event.priority, self.config.priority_s)
-        seq = self._seqs[event.id] = Sequence(event, prompt, self._num_arrived, key)
+            self._stats.rejected += 1
+            return self._decisions.append(Reject(event.id, *refused))
+        self._seqs[event.id] = seq
         self._num_arrived += 1
-        leader = None if event.after is None else self._seqs.get(event.after)
+        leader = self._seqs.get(event.after or "")
         if leader is None or leader is seq or len(leader.tokens) > leader.num_prompt:
             self._wait(seq)
         else:
@@ -143,27 +154,22 @@ class Scheduler:
             leader.followers.append(seq)
         if seq.due_s < math.inf:
             self._deadlines.push(seq.due_s, seq)
-        self._decisions.append(events.Admit(seq.id))
+        self._decisions.append(events.Admit(seq.id, seq.predicted_s if seq.predicted_s < math.inf else None))
 
-    def _refusal(self, event: events.Arrive, num_prompt: int) -> tuple[str, str] | None:
-        """Why a valid arrival is refused, reason and message; or None."""
-        if event.id in self._seqs:
-            return "invalid", f"a request with id {event.id!r} is not over yet; choose another id"
+    def _refusal(self, seq: Sequence) -> tuple[str, str, float | None] | None:
+        """Why a valid arrival is refused: reason, message and when to come back; or None."""
+        if seq.id in self._seqs:
+            return "invalid", f"a request with id {seq.id!r} is not over yet; choose another id", None
         if self._draining:
-            return "draining", "the engine finishes what it has and takes no more requests"
-        problem = policy.never_fits(num_prompt, event.max_tokens, self.config, self._num_pages)
-        if problem is not None:
-            return "never_fits", problem
-        limit = self.config.max_queue
-        if limit is not None and self.num_waiting >= limit:
-            return "queue_full", f"{limit} requests are waiting, which is max_queue; come back later"
-        return None
+            return "draining", "the engine finishes what it has and takes no more requests", None
+        return self.admission.refusal(seq, self._now, self._num_pages, self.num_waiting)
 
     def _landing(self, step: int) -> Flight:
         """The step in flight, whose result came."""
         flight = self._flight
         if flight is None or flight.plan.step != step:
             raise InvalidInput(f"the result of step {step} came, which is not in flight")
+        self.admission.changed()
         return flight
 
     def _step_done(self, event: events.StepDone) -> None:
@@ -179,6 +185,7 @@ class Scheduler:
             if seq.id in event.failed and seq.state is State.RUNNING:
                 self._finish(seq, "error", "its token could not be computed: no logit was a number", sound=False)
         self._flight = None
+        self.admission.measure(flight, event, self._now)
         if num_decodes:
             self._decoded(flight, tokens if num_decodes == num_samples else tokens[:num_decodes])
         sampled = iter(tokens[num_decodes:])
@@ -195,6 +202,7 @@ class Scheduler:
             for seq, token in zip(flight.decodes, tokens, strict=True):
                 if seq.state is State.RUNNING:
                     seq.tokens.append(token)
+                    self._decodes.context += 1
         else:
             self._decodes.append(tokens)
         if self._decodes.may_stop(tokens):
@@ -212,6 +220,8 @@ class Scheduler:
         if not chunk.samples:
             return
         self._memory.cache_tail(seq)
+        if len(seq.tokens) == seq.num_prompt:
+            self.admission.first_token(seq, self._now)
         seq.tokens.append(token)
         self._prompts.remove(seq)
         self._decodes.join(seq)
@@ -295,6 +305,8 @@ class Scheduler:
         seq.row = -1
 
     def _end(self, seq: Sequence, decision: Decision) -> None:
+        self._queue.remove(seq)
+        self.admission.ended(seq, decision.reason if isinstance(decision, Finish) else "expired", self._stats)
         seq.state = State.DONE
         del self._seqs[seq.id]
         self._memory.drop_host(seq)
@@ -303,7 +315,7 @@ class Scheduler:
 
     def _wait(self, seq: Sequence) -> None:
         seq.state = State.WAITING
-        self._waiting.push(seq.key, seq)
+        self._queue.add(seq, len(seq.tokens) - self._memory.num_cached(seq))
 
     def _release_followers(self, seq: Sequence) -> None:
         """Its prompt is computed, or never will be."""
@@ -319,16 +331,18 @@ class Scheduler:
         """
         if self._flight is not None:
             raise InvalidInput(f"step {self._flight.plan.step} is in flight; apply its StepDone or StepFailed first")
-        self._now = max(self._now, t)
-        flight = self._plan_suspect() or self._plan_batch()
+        before, self._now = self._now, max(self._now, t)
+        flight = self._flight = self._plan_suspect() or self._plan_batch()
         if flight is None:
+            self._now = before  # no log knows of this call
             return None
-        self._flight = flight
-        flight.plan.step = self._num_steps
+        plan = flight.plan
+        plan.step, plan.predicted_ms = self._num_steps, self.admission.cost.ms(plan.shape)
+        self.admission.changed()
         self._num_steps += 1
         if self._on_event is not None:
-            self._on_event(Planned(t, flight.plan.step, flight.plan.num_tokens), [])
-        return flight.plan
+            self._on_event(Planned(t, plan.step, plan.num_tokens, plan.predicted_ms), [])
+        return plan
 
     def _plan_suspect(self) -> Flight | None:
         """One sequence of a failed step, alone."""
@@ -336,48 +350,51 @@ class Scheduler:
             seq, num_tokens = self._suspects.popleft()
             if seq.state is not State.RUNNING:
                 continue
-            plan = self._memory.take_plan()
-            if seq.slot >= 0:
-                plan.decode_rows, plan.decode_ids = [seq.row], [seq.id]
-                return Flight(plan, [seq], [], alone=True)
-            plan.chunks.append(self._chunk(seq, num_tokens))
-            return Flight(plan, [], [seq], alone=True)
+            plan, decodes = self._memory.take_plan(), seq.slot >= 0
+            if decodes:
+                plan.decode_rows, plan.decode_ids, plan.shape = [seq.row], [seq.id], StepShape(1, 1, len(seq.tokens), 0)
+            else:
+                plan.chunks.append(self._chunk(seq, num_tokens))
+                plan.shape = plan.shape.plus(seq.computed, plan.chunks[0].num_tokens)
+            return Flight(plan, [seq] * decodes, [seq] * (not decodes), self._now, alone=True)
         return None
 
     def _plan_batch(self) -> Flight | None:
-        """Every decode, then chunks: of prompts begun, then of new ones, as far as the budget goes."""
-        decodes, num_decodes = self._decodes, len(self._decodes)
+        """Every decode, then chunks: of prompts begun, then of new ones, as far as the budgets go."""
+        decodes, num_decodes, cost = self._decodes, len(self._decodes), self.admission.cost
+        shape = StepShape(num_decodes, num_decodes, decodes.context, 0)
         budget = self.config.max_step_tokens - num_decodes
+        limit_ms = self.admission.limit_ms if num_decodes and (self._prompts or self._queue.num) else math.inf
         prompts: list[Sequence] = []
         chunks: list[Chunk] = []
         begun = iter(self._prompts.copy())
-        while budget > 0 and (seq := next(begun, None) or self._start()) is not None:
+        held: list[Sequence] = []
+        # A page's worth of tokens goes into any step, or a target that cannot be met would stop every prompt.
+        while budget > 0 and (not chunks or cost.ms(shape.plus(0, 1)) <= limit_ms):
+            seq = next(begun, None)
+            if seq is not None:
+                self._memory.goes_on(seq)
+            elif (seq := self.admission.start(self._now, held)) is None:
+                break
+            num_left = min(budget, len(seq.tokens) - seq.computed)
+            most = cost.most_within(limit_ms, num_left, partial(shape.plus, seq.computed))
+            chunk = self._chunk(seq, min(budget, max(most, 1 if chunks else self.config.page_size)))
             prompts.append(seq)
-            chunks.append(self._chunk(seq, budget))
-            budget -= chunks[-1].num_tokens
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+            shape = shape.plus(chunk.start, chunk.num_tokens)
+        for seq in held:
+            self._wait(seq)
         if not chunks and not num_decodes:
             return None
         decodes.lent = True
         plan = self._memory.take_plan()
         plan.decode_rows, plan.decode_ids, plan.chunks = decodes.rows, decodes.ids, chunks
+        plan.shape = shape
         if not chunks and self.config.graph_buckets and num_decodes <= self.config.graph_buckets[-1]:
             plan.graph_bucket = self.config.graph_buckets[bisect_left(self.config.graph_buckets, num_decodes)]
-        return Flight(plan, decodes.seqs, prompts)
+        return Flight(plan, decodes.seqs, prompts, self._now)
 
     def _chunk(self, seq: Sequence, budget: int) -> Chunk:
-        num_left = len(seq.tokens) - seq.computed
-        num_tokens = policy.chunk_tokens(num_left, budget)
-        return Chunk(seq.id, seq.row, seq.computed, num_tokens, num_tokens == num_left)
-
-    def _start(self) -> Sequence | None:
-        """Give the head of the queue a row and pages; None where there is no head, row or place."""
-        seq, num_running, pages = self._waiting.head(), self.num_running, self._memory.pages
-        if seq is None or not self._rows or (num_running and pages.num_available < seq.needs_pages):
-            return None
-        reserve = policy.watermark_pages(self.config, pages.num_pages, num_running)
-        if not self._memory.admit(seq, self._rows[0], reserve):
-            return None
-        seq.row = heapq.heappop(self._rows)
-        seq.state = State.RUNNING
-        self._prompts.append(seq)
-        return seq
+        num_tokens = min(budget, len(seq.tokens) - seq.computed)
+        return Chunk(seq.id, seq.row, seq.computed, num_tokens, seq.computed + num_tokens == len(seq.tokens))

@@ -14,9 +14,9 @@ from itertools import pairwise
 from os import PathLike
 
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.codec import read_log
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import Planned, Record, StepDone, StepFailed
-from pagedserve.scheduling.log import read_log
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
 from pagedserve.simulate.hardware import Constant, Machine

@@ -11,8 +11,9 @@ import torch
 from pagedserve import LLM, SamplingParams
 from pagedserve.engine.limits import choose_limits
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.codec import read_log
+from pagedserve.eventlog.replay import replay
 from pagedserve.models import LoadedModel, load_model
-from pagedserve.scheduling.log import read_log, replay
 from tests.models.model_tools import METADATA, SHAPES, TOKENS, write_gguf
 
 CONTEXT = 384

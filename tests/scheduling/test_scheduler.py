@@ -178,7 +178,7 @@ def test_drain_finishes_what_it_has() -> None:
 
 def test_a_deadline_that_passes_in_the_queue_costs_no_prompt() -> None:
     scheduler, runner = make(max_seqs=1)
-    arrive(scheduler, "a", [1], 9, ttft_deadline_s=1.0, deadline_s=1.0)
+    arrive(scheduler, "a", [1], 9, ttft_deadline_s=1.0)
     step(runner)
     arrive(scheduler, "b", [1], 9, ttft_deadline_s=2.0)
     arrive(scheduler, "c", [1], 9, deadline_s=3.0)

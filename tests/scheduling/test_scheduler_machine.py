@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pagedserve.eventlog.codec import encode, encode_header, read_log
+from pagedserve.eventlog.replay import replay
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import (
     Abort,
@@ -27,7 +29,6 @@ from pagedserve.scheduling.events import (
     StepFailed,
     StepPlan,
 )
-from pagedserve.scheduling.log import encode, encode_header, read_log, replay
 from pagedserve.scheduling.scheduler import Scheduler
 from tests.scheduling.symbolic_runner import SymbolicRunner, sum_sampler
 
@@ -239,7 +240,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_replay()
 
     def check_replay(self) -> None:
-        lines = [encode_header(self.config)] + [encode(record, made) + "\n" for record, made in self.log]
+        lines = [encode_header(self.config) + "\n"] + [encode(record, made) + "\n" for record, made in self.log]
         config, decoded = read_log(lines)
         assert config == self.config
         plans = iter(self.plans)

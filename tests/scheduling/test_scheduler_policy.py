@@ -31,11 +31,6 @@ def test_a_level_of_priority_is_worth_seconds_of_waiting() -> None:
     assert policy.waiting_key(11.0, 1, 10.0) > early, "who waited more than 10 s is ahead of a level more"
 
 
-def test_chunks_are_what_is_left_within_the_budget() -> None:
-    assert policy.chunk_tokens(100, 16) == 16
-    assert policy.chunk_tokens(5, 16) == 5
-
-
 def test_the_watermark_holds_only_beside_others() -> None:
     config = dataclasses.replace(CONFIG, watermark=0.25)
     assert policy.watermark_pages(config, 10, num_running=1) == 2
@@ -98,7 +93,7 @@ def test_swaps_where_that_is_cheaper_and_fits() -> None:
         ("max_seqs", -1, "max_seqs"),
         ("max_step_tokens", 3, r"max_step_tokens must be an int of at least 4 \(max_seqs\); got 3"),
         ("max_model_len", None, "max_model_len"),
-        ("watermark", 1.0, "watermark is a share of the pool"),
+        ("watermark", 1.0, "watermark must be a share of the pool"),
         ("watermark", math.nan, "watermark"),
         ("num_host_pages", -1, "num_host_pages"),
         ("max_queue", -1, "max_queue"),
@@ -107,6 +102,9 @@ def test_swaps_where_that_is_cheaper_and_fits() -> None:
         ("attention_parity_tokens", 0, "attention_parity_tokens"),
         ("graph_buckets", (4, 2), "rising order"),
         ("graph_buckets", (0, 2), "rising order"),
+        ("tpot_target_s", math.nan, "tpot_target_s must be seconds above 0, or None"),
+        ("tpot_target_s", -1.0, "tpot_target_s"),
+        ("tenants", {"a": 0.0}, "tenants must be names with finite weights above 0"),
     ],
 )
 def test_config_names_the_field_that_is_wrong(field: str, value: object, message: str) -> None:

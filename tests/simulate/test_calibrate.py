@@ -9,7 +9,7 @@ import pytest
 from sim_parts import config
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.log import encode, encode_header
+from pagedserve.eventlog.codec import encode, encode_header
 from pagedserve.simulate import workload as w
 from pagedserve.simulate.calibrate import fit, machine_from_log, read_steps
 from pagedserve.simulate.cluster import Cluster, simulate

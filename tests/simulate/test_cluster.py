@@ -11,7 +11,7 @@ import pytest
 from sim_parts import CONFIG, COST, ask, config
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.log import replay
+from pagedserve.eventlog.replay import replay
 from pagedserve.simulate import workload as w
 from pagedserve.simulate.autoscaling import Autoscaler, predictive, seconds_to_drain
 from pagedserve.simulate.balancing import LeastBacklog, PrefixAffinity, RoundRobin

@@ -8,10 +8,12 @@ import math
 
 import numpy as np
 import pytest
-from symbolic_runner import SymbolicRunner, run_dry, sum_sampler
 
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.codec import decode, encode, encode_header, read_log
+from pagedserve.eventlog.replay import replay
 from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
     Abort,
     Admit,
@@ -26,24 +28,38 @@ from pagedserve.scheduling.events import (
     StepDone,
     StepFailed,
 )
-from pagedserve.scheduling.log import decode, encode, encode_header, read_log, replay
 from pagedserve.scheduling.scheduler import Scheduler
+from tests.scheduling.symbolic_runner import SymbolicRunner, run_dry, sum_sampler
 
 CONFIG = SchedulerConfig(
-    num_pages=8, page_size=4, max_seqs=3, max_step_tokens=8, max_model_len=32, graph_buckets=(1, 2)
+    num_pages=8,
+    page_size=4,
+    max_seqs=3,
+    max_step_tokens=8,
+    max_model_len=32,
+    graph_buckets=(1, 2),
+    tenants={"": 1.0, "paying": 2.5},
+    prices=StepPrices(token_ms=0.125),
 )
 
 RECORDS = [
     Arrive(0.1 + 0.2, "a", (1, 2, 3), 5),
     Arrive(1e-9, "ü\n", (0,), 1, frozenset({3, 1, 2}), 1, "tenant", -2, 0.5, 0.05, 9.75, after="a", cache_salt="salt"),
     Abort(2.0, "a"),
-    StepDone(3.0, 7, (1, 2, 3), ("a",)),
+    StepDone(3.0, 7, (1, 2, 3), ("a",), 12.25),
     StepFailed(3.5, 8, "out of\nmemory"),
     Resize(4.0, 5),
     Drain(5.0),
-    Planned(6.0, 9, 12),
+    Planned(6.0, 9, 12, 0.1),
 ]
-DECISIONS = [Admit("a"), Reject("b", "invalid", "why", 1.5), Expire("c", 2.5), Preempt("d"), Finish("e", "error", "m")]
+DECISIONS = [
+    Admit("a"),
+    Admit("b", 0.1),
+    Reject("b", "invalid", "why", 1.5),
+    Expire("c", 2.5),
+    Preempt("d"),
+    Finish("e", "error", "m"),
+]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
@@ -68,14 +84,14 @@ def test_every_kind_of_record_and_decision_is_covered() -> None:
     }
 
 
-def test_the_shape_of_a_line_is_what_version_1_promises() -> None:
+def test_the_shape_of_a_line_is_what_version_2_promises() -> None:
     line = encode(Arrive(0.5, "a", [1, 2], 8), [Admit("a")])
-    assert line == '["arrive",{"t":0.5,"id":"a","prompt":[1,2],"max_tokens":8},[["admit",{"id":"a"}]]]'
-    assert json.loads(encode_header(CONFIG))["pagedserve_log"] == 1
+    assert line == '["arrive",[0.5,"a",[1,2],8],[["admit",["a"]]]]'
+    assert json.loads(encode_header(CONFIG))["pagedserve_log"] == 2
 
 
 def test_the_config_comes_back() -> None:
-    assert read_log([encode_header(CONFIG)])[0] == CONFIG
+    assert read_log([encode_header(CONFIG) + "\n"])[0] == CONFIG
 
 
 def test_a_torn_last_line_is_left_out() -> None:
@@ -85,11 +101,11 @@ def test_a_torn_last_line_is_left_out() -> None:
 
 def test_a_broken_line_inside_is_an_error() -> None:
     lines = [encode_header(CONFIG) + "\n", '["arrive",{"t":0\n', encode(RECORDS[3]) + "\n"]
-    with pytest.raises(InvalidInput, match="not a line of a scheduler's log"):
+    with pytest.raises(InvalidInput, match="not a line of an event log"):
         list(read_log(lines)[1])
 
 
-@pytest.mark.parametrize("line", ["", "[]", "7", '["arrive",{},[]]', '["party",{"t":0},[]]', '["abort",[],[]]', "{}"])
+@pytest.mark.parametrize("line", ["", "[]", "7", '["arrive",{},[]]', '["party",[0],[]]', '["abort",[],[]]', "{}"])
 def test_lines_that_are_no_records(line: str) -> None:
     with pytest.raises(InvalidInput, match="not a line"):
         decode(line)
@@ -102,8 +118,8 @@ def test_logs_without_a_header(lines: list[str]) -> None:
 
 
 def test_another_version_is_refused_by_number() -> None:
-    with pytest.raises(InvalidInput, match="version 99; this program reads version 1"):
-        read_log(['{"pagedserve_log":99,"config":{}}'])
+    with pytest.raises(InvalidInput, match="version 99; this program reads version 2"):
+        read_log(['{"pagedserve_log":99,"config":{}}\n'])
 
 
 @pytest.mark.parametrize(
