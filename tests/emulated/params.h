@@ -14,4 +14,11 @@ struct FaultParams {
   int32_t shared_bytes;
 };
 
+struct HopperParams {
+  const void* a;  // [64, depth]                    bf16
+  const void* b;  // [n, depth], or [depth, n]      bf16
+  float* c;       // [64, n]
+  int32_t depth;
+};
+
 }  // namespace pagedserve
