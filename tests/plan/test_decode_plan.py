@@ -28,7 +28,7 @@ LENGTH = st.one_of(
 )
 LENS = st.lists(LENGTH, max_size=9)
 BLOCKS = st.integers(1, 40)
-some = settings(max_examples=80, deadline=None)
+some = settings(max_examples=60, deadline=None)
 
 
 def pieces_by_strand(blocks: list[list[Task]]) -> dict[tuple[int, int, int], list[tuple[int, Task]]]:
