@@ -28,6 +28,9 @@ Sent away: refused at the door or in the queue, with the Retry-After they were t
 Consistency: the same greedy request ten times, evenly spread; its wait is from its first attempt to its first token."""
 
 
+FLOOR_S = 0.02  # shorter waits, and those who did not wait, stand here in the picture
+
+
 def rows(rushes: Sequence[Rush]) -> list[list[str]]:
     """The table's body: a row for each figure, a column for each phase."""
     summaries = [rush.results().summary() for rush in rushes]
@@ -176,9 +179,9 @@ def _waits(axes: Any, rush: Rush, colour: str) -> None:
             ttft, gaps = call.first_s - call.due_s, len(call.token_ids) - 1
             tpot = (call.last_s - call.first_s) / gaps if gaps > 0 else math.nan
             kept = keeps(rush.slo, ttft, tpot, call.last_s - call.due_s)
-            groups["in time" if kept else "late"].append((call.due_s, max(ttft, 1e-3)))
+            groups["in time" if kept else "late"].append((call.due_s, max(ttft, FLOOR_S)))
         elif call.end:
-            groups["sent away"].append((call.due_s, 1e-3))
+            groups["sent away"].append((call.due_s, FLOOR_S))
     looks = {"in time": (colour, "o"), "late": ("#b3261e", "o"), "sent away": (MUTED, "|")}
     for label, points in groups.items():
         own, marker = looks[label]

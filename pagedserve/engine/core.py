@@ -256,6 +256,8 @@ class EngineCore:
                 completion = self._completions.pop(decision.id)
                 self._runner.forget(decision.id)
                 self._pending.ends.append((completion, decision))
+            elif isinstance(decision, ev.Admit):
+                self._observer.admitted(self._completions[decision.id], decision.ttft_s)
             elif isinstance(decision, ev.Preempt):
                 self._completions[decision.id].metrics.preemptions += 1
 

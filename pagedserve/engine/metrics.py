@@ -67,6 +67,7 @@ BETWEEN_BUCKETS_S = (
 )
 WHOLE_BUCKETS_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 DRAIN_WINDOW_S = 30.0  # of steps; what was so long ago counts a third
 
 
@@ -112,11 +113,13 @@ class EngineMetrics:
         self.ttft, self.queue = Histogram(FIRST_BUCKETS_S), Histogram(FIRST_BUCKETS_S)
         self.between, self.tpot = Histogram(BETWEEN_BUCKETS_S), Histogram(BETWEEN_BUCKETS_S)
         self.whole, self.step_tokens = Histogram(WHOLE_BUCKETS_S), Histogram(STEP_BUCKETS)
+        self.predicted, self.ratio = Histogram(FIRST_BUCKETS_S), Histogram(RATIO_BUCKETS)
         self.rejections, self.promises = Counter[str](), Counter[tuple[str, str]]()
         self.ended_requests = Counter[str]()
         self._engine: Observed | None = None
         self._lock = threading.Lock()  # the loop's thread, the outputs' thread and whoever scrapes
         self._last_s: dict[CompletionState, float] = {}
+        self._predicted_s: dict[CompletionState, float] = {}
         self._owed: dict[Request, int] = {}  # tokens that each request may still need: its prompt, and max_tokens
         self._owed_tokens = 0
         self._drained_tokens = self._drained_s = 0.0
@@ -133,6 +136,12 @@ class EngineMetrics:
         with self._lock:
             self._owed[request] = tokens
             self._owed_tokens += tokens
+
+    def admitted(self, completion: CompletionState, ttft_s: float | None) -> None:
+        """The scheduler took it, and predicts its first token."""
+        if ttft_s is not None:
+            with self._lock:
+                self._predicted_s[completion] = ttft_s
 
     def stepped(self, num_tokens: int, seconds: float) -> None:
         """A step was computed."""
@@ -154,6 +163,10 @@ class EngineMetrics:
                     continue
                 came_s, scheduled_s = completion.request.arrival_s, completion.metrics.scheduled_s
                 self.ttft.observe(t - came_s)
+                predicted_s = self._predicted_s.pop(completion, 0.0)
+                if predicted_s > 0:
+                    self.predicted.observe(predicted_s)
+                    self.ratio.observe((t - came_s) / predicted_s)
                 if scheduled_s is not None:
                     self.queue.observe(scheduled_s - came_s)
                 if completion.index == 0:
@@ -167,6 +180,7 @@ class EngineMetrics:
                 self.rejections[error.reason] += 1
             for completion in request.completions:
                 self._last_s.pop(completion, None)
+                self._predicted_s.pop(completion, None)
                 if error is None:
                     self._answered(completion)
             if error is not None:
@@ -266,6 +280,10 @@ class EngineMetrics:
             yield gauge("pagedserve:recompute_tax", "Tokens computed again, of all prompt tokens computed.", tax)
             yield counter("pagedserve:failed_steps", "Steps that failed as a whole.", now.failed_steps)
         yield histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", self.ttft)
+        yield histogram(
+            "pagedserve:predicted_ttft_seconds", "Of the same, what was predicted at arrival.", self.predicted
+        )
+        yield histogram("pagedserve:ttft_actual_over_predicted", "First tokens: actual over predicted.", self.ratio)
         yield histogram("vllm:request_queue_time_seconds", "Arrival to first step.", self.queue)
         yield histogram("vllm:inter_token_latency_seconds", "Gaps between tokens.", self.between)
         yield histogram("vllm:request_time_per_output_token_seconds", "Mean gap of a request.", self.tpot)

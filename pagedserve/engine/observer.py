@@ -11,10 +11,13 @@ from pagedserve.errors import PagedServeError
 
 
 class Observer(Protocol):
-    """arrived and stepped come from the loop's thread, sampled and ended from the one that handles outputs."""
+    """arrived, admitted and stepped come from the loop's thread, sampled and ended from that of the outputs."""
 
     def arrived(self, request: Request) -> None:
         """A request reached the scheduler's door."""
+
+    def admitted(self, completion: CompletionState, ttft_s: float | None) -> None:
+        """The scheduler took it; ttft_s is its predicted wait for the first token, where that was promised."""
 
     def stepped(self, num_tokens: int, seconds: float) -> None:
         """A step was computed."""
@@ -30,6 +33,8 @@ class Unobserved:
     """Nobody watches."""
 
     def arrived(self, request: Request) -> None: ...
+
+    def admitted(self, completion: CompletionState, ttft_s: float | None) -> None: ...
 
     def stepped(self, num_tokens: int, seconds: float) -> None: ...
 

@@ -64,6 +64,7 @@ class Replica:
         self._inbox: list[Visit] = []
         self._open: dict[str, Visit] = {}
         self._plan: StepPlan | None = None
+        self._step_s = 0.0
         self._tick = 0
         self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
         self._decode_ids: object = None
@@ -102,7 +103,8 @@ class Replica:
             self._decode_ids = plan.decode_ids
         work = work_of(num_decodes, self._decode_context, plan.chunks)
         self.computed_tokens += work.num_tokens
-        return t + self._cost.step_s(work)
+        self._step_s = self._cost.step_s(work)
+        return t + self._step_s
 
     def end(self, t: float) -> None:
         """The step is over, or it is time to look at deadlines."""
@@ -112,7 +114,7 @@ class Replica:
             return
         self.steps += 1
         tokens = self._sample(plan, t)
-        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens)), t)
+        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(1e3 * self._step_s, 3))), t)
 
     def drain(self, t: float) -> None:
         """Take nobody from now on."""

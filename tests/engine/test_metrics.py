@@ -87,6 +87,19 @@ def test_promises_kept_and_broken():
     assert found["pagedserve:promises_total", ("outcome", "kept"), ("promise", "total")] == 1
 
 
+def test_predictions_are_held_against_what_came():
+    llm, metrics = watched(FakeRunner(step_s=0.005))
+    with llm:
+        # The scheduler makes no promise before it has measured a few steps.
+        llm.generate("abc", SamplingParams(max_tokens=20))
+        llm.generate(["abc", "def"], SamplingParams(max_tokens=2, ttft_deadline_s=LONG))
+        llm.generate("abc", SamplingParams(max_tokens=2))
+        found = values(metrics)
+    assert found["pagedserve:predicted_ttft_seconds_count",] == 2
+    assert found["pagedserve:predicted_ttft_seconds_sum",] > 0.005
+    assert found["pagedserve:ttft_actual_over_predicted_count",] == 2
+
+
 def test_a_refusal_is_counted_by_reason_and_breaks_what_was_promised():
     llm, metrics = watched(num_pages=4)
     with llm:

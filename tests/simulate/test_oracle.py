@@ -7,6 +7,7 @@ import pytest
 from sim_parts import ask, config
 
 from pagedserve.simulate import workload as w
+from pagedserve.simulate.cluster import simulate
 from pagedserve.simulate.cost import StepCost
 from pagedserve.simulate.oracle import compare, drain_share
 
@@ -36,3 +37,25 @@ def test_oracles_stand_above_the_unbounded_queue():
     assert found.oracle >= found.hindsight > found.unbounded.kept_share + 0.1
     assert found.oracle >= found.promised.kept_share - 0.03
     assert found.bound in (4, 16, 64)
+
+
+@pytest.mark.parametrize("name", ["overload of 1.3", "ten times the usual"])
+def test_promises_come_within_three_points_of_an_oracle(name):
+    """And who is admitted is on time."""
+    crowd = w.requests(
+        w.steady(2000.0, 0.5).arrivals(1), w.lognormal(200, 0.5, 1000), w.lognormal(40, 0.5, 200), seed=2
+    )
+    saturated = simulate(CONFIG, COST, crowd, promises=False)
+    capacity = len(saturated) / saturated.end_s
+    overload = w.steady(1.3 * capacity, 15.0)
+    usual = w.spike(0.5 * capacity, 10.0, at_s=3.0, length_s=5.0, duration_s=14.0)
+    profile = overload if name == "overload of 1.3" else usual
+
+    def stream():
+        lengths = w.lognormal(200, 0.5, 1000), w.lognormal(40, 0.5, 200)
+        return w.requests(profile.arrivals(1), *lengths, slo=w.Slo(1.0), seed=2)
+
+    found = compare(CONFIG, COST, stream, bounds=(8, 16, 32))
+    assert found.promised.kept_share >= found.oracle - 0.03
+    assert found.promised.kept_of_served >= 0.99
+    assert found.promised.retry_after_s.p50 > 0
