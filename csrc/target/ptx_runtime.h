@@ -150,6 +150,22 @@ inline void async_wait_all() {
   emulator::wait_for_copies(0);
 }
 
+// ---- mbarriers and bulk copies ----
+
+inline uint64_t* mbarrier_of(char* place) { return reinterpret_cast<uint64_t*>(place); }
+inline void mbarrier_init(char* place, uint32_t arrivals, Site site = Site::here()) {
+  emulator::mbarrier_init(mbarrier_of(place), static_cast<int>(arrivals), site);
+}
+inline void mbarrier_arrive(char* place, uint32_t bytes, Site site = Site::here()) {
+  emulator::mbarrier_arrive(mbarrier_of(place), bytes, site);
+}
+inline void mbarrier_wait(char* place, uint32_t parity, Site site = Site::here()) {
+  emulator::mbarrier_wait(mbarrier_of(place), static_cast<int>(parity), site);
+}
+inline void copy_bulk(char* shared, const char* global, uint32_t bytes, char* mbarrier, Site site = Site::here()) {
+  target::copy_bulk(shared, global, bytes, mbarrier_of(mbarrier), site);
+}
+
 // ---- barriers ----
 
 inline void block_sync(uint32_t id, uint32_t threads, Site site = Site::here()) {

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pagedserve.emulate import ptx_arithmetic, ptx_memory, ptx_warp
+from pagedserve.emulate import ptx_arithmetic, ptx_hopper, ptx_memory, ptx_warp
 from pagedserve.emulate.ptx_case import Case, Handler, storage
 from pagedserve.emulate.ptx_parse import Entry, Instruction, Module, PtxError, Symbol, parse
 
-HANDLERS: dict[str, Handler] = ptx_arithmetic.HANDLERS | ptx_memory.HANDLERS | ptx_warp.HANDLERS
+HANDLERS: dict[str, Handler] = ptx_arithmetic.HANDLERS | ptx_memory.HANDLERS | ptx_warp.HANDLERS | ptx_hopper.HANDLERS
 POISON = {"bool": "false", "uint8_t": "0xa5", "uint16_t": "0xffff", "uint32_t": "0xffffffffu"}
 RUNTIME = Path(__file__).resolve().parents[2] / "csrc" / "target" / "ptx_runtime.h"
 

@@ -2,13 +2,14 @@
 """Launch files run on what nvcc emitted: the same launcher, the same tensors, the same bits as from the source."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from pagedserve import ops
 from pagedserve.backends import params
-from pagedserve.emulate import Run, library, session
+from pagedserve.emulate import Library, Run, library, session
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 LENS = [300, 17, 0, -1, 129, *range(1, 40)]
@@ -37,3 +38,15 @@ def test_the_planner_as_nvcc_made_it(arch, schedule):
 def test_the_planner_as_nvcc_made_it_has_no_races():
     with session(Run(build="races"), ptx="sm_90a"):
         plan()
+
+
+@pytest.mark.parametrize("schedule", ["in-order", "random"])
+def test_mbarriers_and_bulk_copies_as_nvcc_made_them(schedule):
+    folder = Path(__file__).parent
+    given, copied = torch.randn(128), torch.zeros(128)
+    with session(Run(schedule=schedule), ptx="sm_90a") as here:
+        Library(folder / "hopper.cu", (), folder / "params.h").run(
+            "hopper_bulk", "HopperParams", {"a": given, "c": copied}
+        )
+    assert torch.equal(copied, given)
+    assert here.counters["async_copies"] > 0
