@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pagedserve.emulate.build import launch_file
 from pagedserve.emulate.checks import BACKEND, CHECKS, NAMES, Subject, Verdict, judge_all
 from pagedserve.errors import InvalidInput, PagedServeError
 from pagedserve.ops import backends_of
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add("--check", default="all", help=f"all, or some of {','.join(NAMES)}")
     add("--source", action="append", default=[], metavar="[NAME=]FILE", help="a launch file in place of the tree's own")
     add("--define", action="append", default=[], metavar="NAME[=VALUE]", help="a macro to compile with")
+    add("--ptx", default="", choices=("sm_80", "sm_90a"), help="run what nvcc makes of the kernel for an architecture")
     add("--seed", type=int, default=1, help="of inputs and of random orders")
     add("--case", help="a case of the op's spec by name, in place of the shape below; 'list' lists them")
     shape = made.add_argument_group("the shape of paged_decode")
@@ -94,7 +96,12 @@ def cases(args: argparse.Namespace) -> list[Case]:
 def sources(args: argparse.Namespace) -> dict[str, Path]:
     """Launch files by launcher; a file without a name stands for the launcher that it is named after."""
     named = (text.partition("=") if "=" in text else (Path(text).stem, "", text) for text in args.source)
-    return {name: Path(file) for name, _, file in named}
+    found = {name: Path(file) for name, _, file in named}
+    for name, file in found.items():
+        launch_file(name)  # whose place it takes
+        if not file.is_file():
+            raise InvalidInput(f"--source: {file} is not a file")
+    return found
 
 
 def chosen(text: str) -> tuple[str, ...]:
@@ -128,7 +135,7 @@ def work(counters: dict[str, Any]) -> str:
 
 def check_case(args: argparse.Namespace, case: Case, names: Sequence[str]) -> int:
     """Prints a row for each check; how many found something."""
-    subject = Subject(args.op, make_inputs(args.op, case, args.seed), sources(args), tuple(args.define))
+    subject = Subject(args.op, make_inputs(args.op, case, args.seed), sources(args), tuple(args.define), args.ptx)
     found = 0
     for verdict in judge_all(subject, names, args.seed):
         print(row(verdict), flush=True)

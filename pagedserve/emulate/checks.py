@@ -92,13 +92,14 @@ class Subject:
 
     Attributes:
         arguments: of `getattr(pagedserve.ops, op)`, on the CPU; never changed.
-        sources, defines: see `pagedserve.emulate.session`.
+        sources, defines, ptx: see `pagedserve.emulate.session`.
     """
 
     op: str
     arguments: Mapping[str, Any]
     sources: Mapping[str, Path] = field(default_factory=dict)
     defines: tuple[str, ...] = ()
+    ptx: str = ""
 
     def results(self, run: Run) -> tuple[Results, Session]:
         """Of one run.
@@ -106,7 +107,7 @@ class Subject:
         Raises:
             KernelFault: the kernel did what it may not do.
         """
-        with session(run, sources=self.sources, defines=self.defines) as made:
+        with session(run, sources=self.sources, defines=self.defines, ptx=self.ptx) as made:
             return results(self.op, copied(dict(self.arguments)), BACKEND), made
 
 
