@@ -52,10 +52,8 @@ def measured_steps(config: SchedulerConfig, records: Iterable[Record]) -> Iterat
             plan, planned_s = scheduler.plan(record.t), record.t
             continue
         if isinstance(record, StepDone) and plan is not None:
-            context = sum(len(scheduler.sequence(id).tokens) for id in plan.decode_ids)
             seconds = record.t - planned_s
-            work = work_of(len(plan.decode_ids), context, plan.chunks)
-            last = MeasuredStep(planned_s, work, seconds, seconds) if seconds > 0 else None
+            last = MeasuredStep(planned_s, work_of(plan), seconds, seconds) if seconds > 0 else None
         if isinstance(record, (StepDone, StepFailed)):
             plan = None
         scheduler.apply(record)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.cost import StepPrices
 from pagedserve.simulate.autoscaling import Autoscaler, Policy, predictive, seconds_to_drain
 from pagedserve.simulate.cluster import Cluster, Scaling
 from pagedserve.simulate.cost import StepCost, StepWork
@@ -83,6 +84,20 @@ def step_tokens(cost: StepCost, slo: Slo, least: int = 256, most: int = 8192) ->
     return tokens
 
 
+def prices_of(cost: StepCost) -> StepPrices:
+    """What a scheduler that has measured many steps of this cost knows of it."""
+    (_, first_s), (tokens, last_s) = cost.curve[0], cost.curve[-1]
+    return StepPrices(
+        weights_ms=1e3 * first_s,
+        token_ms=1e3 * last_s / tokens,
+        context_ms=1e3 * cost.context_s,
+        pair_ms=1e3 * cost.attend_s,
+        seq_ms=1e3 * cost.row_s,
+        step_ms=0.0,
+        uncertainty=0.2,
+    )
+
+
 def replica_config(machine: Machine, slo: Slo, max_seqs: int = 256) -> SchedulerConfig:
     """A scheduler for a machine under a promise."""
     return SchedulerConfig(
@@ -92,6 +107,7 @@ def replica_config(machine: Machine, slo: Slo, max_seqs: int = 256) -> Scheduler
         max_step_tokens=max(step_tokens(machine.cost, slo), max_seqs),
         max_model_len=min(machine.context_length, machine.num_pages * machine.page_size),
         prefix_cache=False,  # the users of a plan share no prefix
+        prices=prices_of(machine.cost),
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.events import Chunk
+from pagedserve.scheduling.events import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,11 @@ class StepWork:
     chunk_context: int
 
 
-def work_of(num_decodes: int, decode_context: int, chunks: Sequence[Chunk]) -> StepWork:
-    """The work of a plan.
-
-    Args:
-        decode_context: sum over its decodes of the tokens they attend to, their own included.
-    """
-    num_tokens = num_rows = num_decodes
-    chunk_context = 0
-    for chunk in chunks:
-        count = chunk.num_tokens
-        num_tokens += count
-        num_rows += chunk.samples
-        chunk_context += count * chunk.start + count * (count + 1) // 2
-    return StepWork(num_tokens, num_rows, decode_context, chunk_context)
+def work_of(plan: StepPlan) -> StepWork:
+    """The work of a plan, which knows its own shape."""
+    shape = plan.shape
+    num_rows = len(plan.decode_ids) + sum(chunk.samples for chunk in plan.chunks)
+    return StepWork(shape.num_tokens, num_rows, shape.context, shape.pairs)
 
 
 class StepCost:

@@ -67,8 +67,6 @@ class Replica:
         self._step_s = 0.0
         self._tick = 0
         self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
-        self._decode_ids: object = None
-        self._decode_context = 0
 
     @property
     def num_open(self) -> int:
@@ -94,14 +92,7 @@ class Replica:
         self.busy = plan is not None or bool(self._open)
         if plan is None:
             return t + STARVED_WAIT_S if self._open else None
-        num_decodes = len(plan.decode_ids)
-        if plan.decode_ids is self._decode_ids:
-            self._decode_context += num_decodes
-        else:
-            sequence = self.scheduler.sequence
-            self._decode_context = sum([len(sequence(id).tokens) for id in plan.decode_ids])
-            self._decode_ids = plan.decode_ids
-        work = work_of(num_decodes, self._decode_context, plan.chunks)
+        work = work_of(plan)
         self.computed_tokens += work.num_tokens
         self._step_s = self._cost.step_s(work)
         return t + self._step_s

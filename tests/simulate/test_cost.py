@@ -6,17 +6,25 @@ from __future__ import annotations
 import math
 
 import pytest
+from sim_parts import CONFIG
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.events import Chunk
+from pagedserve.scheduling.events import Arrive, StepDone
+from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate import hardware
 from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
 
 
-def test_work_counts_pairs_of_tokens():
-    chunks = [Chunk("a", 0, 0, 3, False), Chunk("b", 1, 10, 2, True)]
-    # 1 + 2 + 3, and 11 + 12.
-    assert work_of(4, 700, chunks) == StepWork(num_tokens=9, num_rows=5, decode_context=700, chunk_context=29)
+def test_work_is_what_the_plan_says():
+    scheduler = Scheduler(CONFIG)
+    scheduler.apply(Arrive(0.0, "a", range(3), 5))
+    plan = scheduler.plan(0.0)
+    assert work_of(plan) == StepWork(num_tokens=3, num_rows=1, decode_context=0, chunk_context=6)
+    scheduler.apply(StepDone(0.0, plan.step, [7]))
+    scheduler.apply(Arrive(0.0, "b", range(1000, 1700), 5))
+    # a attends to 4 tokens; b's chunk fills the step and does not sample.
+    pairs = 511 * 512 // 2
+    assert work_of(scheduler.plan(0.0)) == StepWork(num_tokens=512, num_rows=1, decode_context=4, chunk_context=pairs)
 
 
 @pytest.mark.parametrize("tokens, seconds", [(1, 2.0), (10, 2.0), (15, 3.0), (20, 4.0), (30, 10.0), (40, 16.0)])
