@@ -125,10 +125,11 @@ def paged_decode(
     """workspace is the CUDA backend's; what is needed here is made here."""
     num_seqs, max_pages = page_table.shape
     num_kv_heads, head_dim = k_pages.shape[2], q.shape[2]
-    config = target.config("paged_decode", head_dim=head_dim, element_bits=_element_bits(q, k_pages))
-    constants = _shared_constants(target, q, k_pages, window, soft_cap, config["block_n"])
-    num_rows = q_len * constants["GROUP_SIZE"]
+    num_rows = q_len * q.shape[1] // num_kv_heads
     block_m = min(power_of_two(num_rows, 16), LARGEST_BLOCK_M)
+    facts = {"head_dim": head_dim, "element_bits": _element_bits(q, k_pages), "block_m": block_m}
+    config = target.config("paged_decode", **facts)
+    constants = _shared_constants(target, q, k_pages, window, soft_cap, config["block_n"])
     strands = num_kv_heads * ceil_div(num_rows, block_m)
     max_splits = max(ceil_div(max_pages * k_pages.shape[1], SPLIT_TOKENS), 1)
     # Enough programs to fill the device; a sequence's own length decides how many of its workers find a split.

@@ -7,7 +7,7 @@ few tokens stand for any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -154,12 +154,3 @@ OPS: dict[str, Callable[[Target, ModelShape], list[Launch]]] = {
     "gelu_mul": _act_mul(fused.gelu_mul),
     "sample": sample,
 }
-
-
-def launches_of(target: Target, shape: ModelShape, ops: tuple[str, ...] = ()) -> Iterator[tuple[str, Launch]]:
-    """Every launch of the ops (all, where none is named) for a model: the op's name and the launch."""
-    for op in ops or OPS:
-        if op not in OPS:
-            raise InvalidInput(f"Triton has no op {op!r}; it has {', '.join(OPS)}")
-        for launch in OPS[op](target, shape):
-            yield op, launch

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from pagedserve.backends.triton.catalogue import ModelShape, launches_of
+from pagedserve.backends.triton.catalogue import OPS, ModelShape
 from pagedserve.backends.triton.target import Target
 
 LARGEST_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of one program; CUDA programming guide, table of limits
@@ -60,6 +60,16 @@ class CompileOnlyDriver(DriverBase):
 
 
 @dataclass(frozen=True)
+class Job:
+    """An op's kernels for a model, to compile for an architecture, as 90, into a folder; None: Triton's own."""
+
+    capability: int
+    shape: ModelShape
+    op: str
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A kernel's resources, and what its machine code holds.
 
@@ -68,9 +78,8 @@ class Compiled:
         instructions: how often each of INSTRUCTIONS stands in the code.
     """
 
-    op: str
+    job: Job
     kernel: str
-    capability: int
     registers: int
     spilled_bytes: int
     shared_bytes: int
@@ -82,34 +91,22 @@ class Compiled:
 INSTRUCTIONS = ("LDGSTS", "LDSM", "HMMA", "HGMMA", "LDL", "STL")
 
 
-def compile_model(
-    capability: int, shapes: list[ModelShape], ops: tuple[str, ...], num_workers: int, cache: str | None = None
-) -> list[list[Compiled]]:
-    """Compiles a model's kernels in processes of their own, for each shape.
-
-    Args:
-        capability: the architecture, as 90.
-        ops: those to compile; none: all.
-        cache: the folder to keep them in; None: Triton's, which TRITON_CACHE_DIR sets.
-    """
-    jobs = [(capability, shape, ops, cache) for shape in shapes]
+def compile_jobs(jobs: list[Job], num_workers: int) -> list[Compiled]:
+    """Compiles in processes of their own."""
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_compile_shape, jobs))
+        return [each for found in pool.map(_compile_job, jobs) for each in found]
 
 
-def _compile_shape(job: tuple[int, ModelShape, tuple[str, ...], str | None]) -> list[Compiled]:
+def _compile_job(job: Job) -> list[Compiled]:
     """In a process that launches nothing: the driver stays set."""
-    capability, shape, ops, cache = job
-    if cache is not None:
-        triton.knobs.cache.dir = cache
-    triton.runtime.driver.set_active(CompileOnlyDriver(capability))
-    return [
-        _describe(op, launch.name, capability, launch.compile())
-        for op, launch in launches_of(Target(capability), shape, ops)
-    ]
+    if job.cache is not None:
+        triton.knobs.cache.dir = job.cache
+    triton.runtime.driver.set_active(CompileOnlyDriver(job.capability))
+    launches = OPS[job.op](Target(job.capability), job.shape)
+    return [_describe(job, launch.name, launch.compile()) for launch in launches]
 
 
-def _describe(op: str, kernel: str, capability: int, compiled: Any) -> Compiled:
+def _describe(job: Job, kernel: str, compiled: Any) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -120,9 +117,8 @@ def _describe(op: str, kernel: str, capability: int, compiled: Any) -> Compiled:
         raise RuntimeError(f"cuobjdump does not tell {kernel}'s resources: {usage[:200]}")
     registers, stack, local = map(int, found.groups())
     return Compiled(
-        op=op,
+        job=job,
         kernel=kernel,
-        capability=capability,
         registers=registers,
         spilled_bytes=stack + local,
         shared_bytes=compiled.metadata.shared,

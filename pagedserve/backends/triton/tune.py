@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
 from pagedserve.backends.triton.launch import Launch
-from pagedserve.backends.triton.target import Target, of_device, read_table
+from pagedserve.backends.triton.target import Target, read_table, row
 from pagedserve.errors import BackendUnavailable
 
-Build = Callable[[Target], list[Launch]]
+Table = dict[str, list[dict[str, Any]]]
 
 # What is tried, by op: every combination.
 SEARCHED: dict[str, dict[str, tuple[int, ...]]] = {
@@ -44,12 +45,17 @@ SEARCHED: dict[str, dict[str, tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A call that stands for a row of the table: its name, and how its launches are built for a target."""
+    """A call that stands for a row of the table.
+
+    Attributes:
+        facts: the sizes that choose the row.
+        make: the call's launches for a target, each time on the same tensors.
+    """
 
     op: str
     name: str
-    place: int  # of its row in the op's table
-    build: Build
+    facts: Mapping[str, int]
+    make: Callable[[], Callable[[Target], list[Launch]]]
 
 
 def candidates(op: str) -> Iterator[dict[str, int]]:
@@ -60,40 +66,42 @@ def candidates(op: str) -> Iterator[dict[str, int]]:
 
 
 def fastest(trial: Trial, target: Target, time_us: Callable[[list[Launch]], float]) -> tuple[dict[str, int], float]:
-    """The fastest configuration of a trial and its microseconds. One that does not compile or fit is passed over."""
-    best: tuple[dict[str, int], float] | None = None
+    """The fastest configuration of a trial, and its microseconds. One that does not compile or fit is passed over."""
+    build = trial.make()
+    found: list[tuple[float, dict[str, int]]] = []
     for use in candidates(trial.op):
         try:
-            spent = time_us(trial.build(replace(target, instead={trial.op: use})))
-        except Exception as error:
-            if "OutOfResources" not in type(error).__name__ and "Compilation" not in type(error).__name__:
-                raise
+            found.append((time_us(build(replace(target, instead={trial.op: use}))), use))
+        except (CompilationError, OutOfResources):
             continue
-        if best is None or spent < best[1]:
-            best = (use, spent)
-    if best is None:
+    if not found:
         raise BackendUnavailable(f"no configuration of {trial.op} {trial.name} runs here")
-    return best
+    spent, use = min(found, key=lambda each: each[0])
+    return use, spent
 
 
-def tune(trials: list[Trial], signature: Mapping[str, str], time_us: Callable[[list[Launch]], float]) -> dict[str, Any]:
-    """The table of the current device's architecture with the rows of trials replaced by what was measured.
+def tune(
+    trials: Sequence[Trial],
+    target: Target,
+    signature: Mapping[str, str],
+    time_us: Callable[[list[Launch]], float],
+) -> Table:
+    """An architecture's table, with the rows that trials stand for replaced by the fastest configuration.
 
     Args:
-        signature: what the times depend on: GPU, driver, versions, date.
+        signature: what the times depend on: GPU, versions, date.
+        time_us: times some launches.
     """
-    target = of_device(torch.cuda.current_device())
-    table = {op: [dict(row) for row in rows] for op, rows in read_table(target.table).items()}
+    table: Table = json.loads(json.dumps(read_table(target.table)))
     for trial in trials:
         use, spent = fastest(trial, target, time_us)
-        row = table[trial.op][trial.place]
-        row["use"] = use
-        row["measured"] = {"case": trial.name, "us": round(spent, 2), **signature}
+        entry = row(table, trial.op, trial.facts)
+        entry["use"], entry["measured"] = use, {"case": trial.name, "us": round(spent, 2), **signature}
     return table
 
 
 def on_device_us(launches: list[Launch]) -> float:
-    """The median time of some launches, in microseconds."""
+    """The median time of some launches on their device, in microseconds."""
     from triton.testing import do_bench
 
     def run() -> None:
@@ -106,7 +114,7 @@ def on_device_us(launches: list[Launch]) -> float:
 def write_table(table: Mapping[str, Any], path: Path) -> None:
     """A table, one row a line."""
     ops = (
-        f"  {json.dumps(op)}: [\n" + ",\n".join(f"    {json.dumps(row)}" for row in rows) + "\n  ]"
+        f"  {json.dumps(op)}: [\n" + ",\n".join(f"    {json.dumps(entry)}" for entry in rows) + "\n  ]"
         for op, rows in table.items()
     )
     path.write_text("{\n" + ",\n".join(ops) + "\n}\n", encoding="utf-8")
