@@ -15,6 +15,13 @@ from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.target import INTERPRETED, Target
 
 
+def through(op: str, arguments: dict[str, Any], runs: Callable[..., None]) -> tuple[Tensor, ...]:
+    """An op's results, by a function that takes its operands in a backend's place."""
+    with mock.patch("pagedserve.ops.call.choose", return_value=runs):
+        returned = getattr(ops, op)(**arguments)
+    return returned if isinstance(returned, tuple) else (returned,)
+
+
 def run(
     op: str,
     arguments: dict[str, Any],
@@ -29,9 +36,14 @@ def run(
     def instead(*operands: Any) -> None:
         interpret([change(launch) for launch in build(target, *operands)], order=order)
 
-    with mock.patch("pagedserve.ops.call.choose", return_value=instead):
-        returned = getattr(ops, op)(**arguments)
-    return returned if isinstance(returned, tuple) else (returned,)
+    return through(op, arguments, instead)
+
+
+def collect(op: str, arguments: dict[str, Any], target: Target) -> list[Launch]:
+    """An op's launches, not run."""
+    found: list[Launch] = []
+    through(op, arguments, lambda *operands: found.extend(getattr(interpreted, op).build(target, *operands)))
+    return found
 
 
 def same_bits(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:

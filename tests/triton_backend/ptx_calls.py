@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled Triton kernels on the CUDA emulator: the PTX that a GPU would get, on the tensors of a case."""
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import triton
+
+from pagedserve.backends.triton.compile_only import CompileOnlyDriver
+from pagedserve.backends.triton.launch import Launch
+from pagedserve.backends.triton.target import Target
+from pagedserve.emulate import ptx
+from pagedserve.ops.cases import make_inputs
+from pagedserve.specs import Case
+from tests.triton_backend.calls import collect
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What Triton made of a launch: PTX, its dynamic shared memory, threads, and the arguments that are left."""
+
+    text: str
+    shared_bytes: int
+    threads: int
+    arguments: tuple[str, ...]
+
+
+def emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
+    """Compiles a case's launches, in a process of its own: its driver tells of a GPU that is not there."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_emit, op, case, arch, cache).result()
+
+
+def _emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
+    triton.knobs.cache.dir = cache
+    triton.runtime.driver.set_active(CompileOnlyDriver(arch))
+    emitted = []
+    for launch in collect(op, make_inputs(op, case), Target(arch)):
+        compiled = launch.compile()
+        left = tuple(name for name, kind in compiled.src.signature.items() if kind != "constexpr")
+        emitted.append(Emitted(compiled.asm["ptx"], compiled.metadata.shared, 32 * launch.num_warps, left))
+    return emitted
+
+
+def emulate(launch: Launch, emitted: Emitted) -> None:
+    """Runs a launch as it was emitted, under the current emulator session."""
+    program = ptx.load(emitted.text, name=launch.name)
+    (entry,) = program.entries.values()
+    values: list[Any] = [launch.arguments[name] for name in emitted.arguments]
+    values += [0] * (len(entry.params) - len(values))  # scratch that these kernels have no use for
+    program.launch(
+        launch.name,
+        grid=(*launch.grid, 1, 1)[:3],
+        threads=emitted.threads,
+        arguments=values,
+        shared_bytes=emitted.shared_bytes,
+    )
