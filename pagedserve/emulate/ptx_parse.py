@@ -130,6 +130,7 @@ class _Parser:
     LINE_DIRECTIVE = re.compile(r"\s*(\.(?:loc|file|version|target|address_size|alias)\b[^\n]*)")
     VARIABLE = re.compile(
         r"(?P<space>\.global|\.const|\.shared|\.local|\.param)\s*(?P<rest>.*?)\.(?P<type>[busf]\d+|pred|f16x2|b128)\s+"
+        r"(?:\.ptr\s+(?:\.\w+\s+)??\.align\s+\d+\s+)?"  # what a pointer parameter points to
         r"(?P<name>[\w$%.]+)\s*(?P<array>(?:\[\s*\d*\s*\])*)\s*(?:=\s*(?P<init>.*))?",
         re.S,
     )

@@ -37,7 +37,7 @@ def _emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
     triton.knobs.cache.dir = cache
     triton.runtime.driver.set_active(CompileOnlyDriver(arch))
     emitted = []
-    for launch in collect(op, make_inputs(op, case), Target(arch)):
+    for launch in collect(op, make_inputs(op, case) | {"return_lse": True}, Target(arch)):
         compiled = launch.compile()
         left = tuple(name for name, kind in compiled.src.signature.items() if kind != "constexpr")
         emitted.append(Emitted(compiled.asm["ptx"], compiled.metadata.shared, 32 * launch.num_warps, left))

@@ -35,9 +35,7 @@ def prefill(k_pages, **options):
 
 
 CALLS = [
-    ("paged_decode", decode("bfloat16"), 80),
     ("paged_decode", decode("bfloat16", sinks=True, window=130, soft_cap=5.0, alibi_slopes=True), 90),
-    ("paged_decode", decode("int4"), 90),
     ("paged_decode", decode("float8_e4m3fn"), 80),
     ("paged_prefill", prefill("bfloat16"), 80),
 ]
