@@ -137,7 +137,7 @@ class Admission:
 
     def measure(self, flight: Flight, done: StepDone, now: float) -> None:
         """What a step's time says of the cost of steps. Those that only decode are alike: one in four is looked at."""
-        if flight.prompts or done.step % 4 == 0 or self.cost.num_measured < 32:
+        if flight.prompts or done.step % 4 == 0 or self.cost.num_measured < 32 or self.cost.error > 0.3:
             ms = 1e3 * (now - flight.t) if done.ms is None else done.ms
             if ms > 0 and flight.t - self._done_s < ms / 1e3:
                 self.trust.period_took(ms / 1e3, now - self._done_s)

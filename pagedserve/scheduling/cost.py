@@ -71,9 +71,8 @@ class CostModel:
 
     def __init__(self, prices: StepPrices) -> None:
         *self._prices, uncertainty = astuple(prices)
-        self._cap = uncertainty**2
-        # Of the prices' logarithms: that the whole machine is faster or slower, and each price on its own.
-        self._covariance = [[self._cap * (5.0 if i == j else 4.0) for j in range(6)] for i in range(6)]
+        self._cap, self._surprises = uncertainty * uncertainty, 0
+        self._doubt()
         self.num_measured, self.error, self.bias = 0, 0.0, 0.0
 
     @property
@@ -112,11 +111,19 @@ class CostModel:
         variance = sum(map(mul, shares, spread)) + NOISE
         most = 3 * math.sqrt(variance)  # what is further off says that something else had the machine
         pull = max(-most, min(most, off)) / variance
+        self._surprises = self._surprises + 1 if abs(off) > most else 0
         for i, (gain, row) in enumerate(zip(spread, self._covariance, strict=True)):
             step = max(-1.9, min(1.9, gain * pull))
             self._prices[i] *= (2 + step) / (2 - step)
             self._covariance[i] = row = [a - gain * b / variance for a, b in zip(row, spread, strict=True)]
             row[i] += DRIFT if row[i] < self._cap else 0.0
+        if self._surprises == 4:  # in a row: it is another machine now
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Of the prices' logarithms: the whole machine may be faster or slower, and each price on its own."""
+        self._covariance = [[self._cap * (5.0 if i == j else 4.0) for j in range(6)] for i in range(6)]
+        self._surprises = 0
 
 
 def _terms(prices: Sequence[float], shape: StepShape) -> tuple[float, ...]:

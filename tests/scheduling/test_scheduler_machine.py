@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pagedserve.eventlog.codec import encode, encode_header, read_log
-from pagedserve.eventlog.replay import replay
+from pagedserve.eventlog.codec import Session, encode, encode_header, read_log
+from pagedserve.eventlog.replay import compare, replay
 from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
     Abort,
     Admit,
@@ -57,6 +58,9 @@ configs = st.builds(
     swap_page_tokens=st.sampled_from([0.0, 0.5, 4.0]),
     attention_parity_tokens=st.sampled_from([8, 30_000]),
     graph_buckets=st.sampled_from([(), (1, 4)]),
+    tpot_target_s=st.sampled_from([None, None, 0.01]),
+    tenants=st.sampled_from([{}, {}, {"": 1.0, "small": 4.0}]),
+    prices=st.sampled_from([StepPrices(), StepPrices(token_ms=400.0, uncertainty=0.05)]),
 )
 
 
@@ -106,12 +110,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         deadline=deadlines,
         after=st.one_of(st.none(), ids),
         salt=st.sampled_from(["", "", "", "x"]),
+        tenant=st.sampled_from(["", "", "big", "small"]),
+        tpot=st.sampled_from([None, None, 1e-6, 0.5]),
+        age=st.sampled_from([0.0, 0.0, 0.25]),
     )
-    def arrive(self, id, prompt, max_tokens, stops, min_tokens, priority, ttft, deadline, after, salt) -> None:
+    def arrive(
+        self, id, prompt, max_tokens, stops, min_tokens, priority, ttft, deadline, after, salt, tenant, tpot, age
+    ) -> None:
         was_open = id in self.open
         made = self.send(
             Arrive(
-                self.t,
+                self.t - age,
                 id,
                 prompt,
                 max_tokens,
@@ -122,6 +131,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 deadline_s=deadline,
                 after=after,
                 cache_salt=salt,
+                tenant=tenant,
+                tpot_target_s=tpot,
             )
         )
         answer = made[0]
@@ -133,8 +144,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif self.draining:
             assert isinstance(answer, Reject)
             assert answer.reason == "draining"
+        elif self.config.tenants and tenant == "big":
+            assert isinstance(answer, Reject)
+            assert answer.reason == "invalid"
         elif isinstance(answer, Reject):
-            assert answer.reason in ("never_fits", "queue_full")
+            assert answer.reason in ("never_fits", "queue_full", "deadline")
+            assert answer.retry_after_s is None or answer.retry_after_s >= 0
 
     @rule(id=ids)
     def abort(self, id: str) -> None:
@@ -174,13 +189,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.computed = self.runner.compute(plan)
 
     @precondition(lambda self: self.flight is not None)
-    @rule(unlucky=st.one_of(st.none(), st.none(), st.integers(0, 5)))
-    def step_done(self, unlucky: int | None) -> None:
+    @rule(unlucky=st.one_of(st.none(), st.none(), st.integers(0, 5)), ms=st.floats(0.0, 2000.0))
+    def step_done(self, unlucky: int | None, ms: float) -> None:
         sampled, failed = self.computed
         assert not failed
+        self.t += ms / 1e3
         members = list(self.flight.decode_ids) + [chunk.id for chunk in self.flight.chunks]
         failed = [] if unlucky is None else [members[unlucky % len(members)]]
-        self.finish_flight(StepDone(self.t, self.flight.step, sampled, failed))
+        self.finish_flight(StepDone(self.t, self.flight.step, sampled, failed, ms))
 
     @precondition(lambda self: self.flight is not None)
     @rule()
@@ -221,7 +237,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.running <= self.config.max_seqs
         assert stats.pages_used + stats.pages_cached + stats.pages_free == stats.pages_total == self.num_pages
         assert stats.prefix_hit_tokens <= stats.prefix_query_tokens
+        decodes = self.scheduler._decodes
+        assert decodes.context == sum(len(seq.tokens) for seq in decodes.seqs)
+        queue = self.scheduler._queue
+        assert queue.num <= stats.waiting
+        assert (queue.num_tokens == 0) or queue.num
         if not self.open:
+            assert queue.num == queue.num_tokens == queue.num_tenants == 0
             assert stats.pages_used == 0
             assert stats.host_pages_used == 0
 
@@ -249,6 +271,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert again == made
             if plan is not None:
                 assert as_lists(plan) == as_lists(next(plans))
+        assert compare(Session(config, records)).differences == []
         assert next(plans, None) is None
 
 
