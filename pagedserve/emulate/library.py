@@ -6,7 +6,7 @@ import contextvars
 import ctypes
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pagedserve.emulate import build, remote, structs
@@ -226,8 +226,3 @@ def _header_beside(source: Path) -> Path:
     """params.h of the tree that a launch file stands in; a changed copy of the tree may have changed structs."""
     beside = source.resolve().parent.parent / "params.h"
     return beside if beside.is_file() else build.CSRC / "params.h"
-
-
-def with_build(run: Run, name: str) -> Run:
-    """The same run in another build."""
-    return replace(run, build=name)
