@@ -25,7 +25,7 @@ TOOL_LIMIT_S = 60
 def run_calls(place: Place, op: str) -> Exception | None:
     """The op's shortest case; what goes wrong with its result."""
     case = min(SPECS[op].cases(), key=lambda case: sum(max(length, 0) for length in case.lens))
-    return failure(place, op, case, make_inputs(op, case))
+    return failure(place, op, make_inputs(op, case))
 
 
 def ours(place: Place) -> list[str]:

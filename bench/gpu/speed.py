@@ -121,7 +121,7 @@ def constants(place: Place, done: set[str]) -> Iterator[Row]:
         "case": "cost model",
         "launch_us": float(fit[0]) * 1e6,
         "sequence_us": float(fit[1]) * 1e6,
-        "fitted_GB_per_s": float(1 / fit[2]) / 1e9 if fit[2] else None,
+        "fitted_GB_per_s": float(1 / fit[2]) / 1e9 if fit[2] > 0 else None,
         "largest_error_percent": float(errors.max()) * 100,
         "points": len(sizes),
     }
