@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bench: `ops` times kernels against peers and the measured roof, `serve` loads the engine and its peers,
 `gates` holds CUDA kernels to their budgets, `gpu` does everything that needs a GPU, `fidelity` sets the simulator
-beside the real engine."""
+beside the real engine, `scheduler` counts the scheduler's own work per step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
-    from bench import fidelity, gates, gpu, ops_command, serve
+    from bench import fidelity, gates, gpu, ops_command, scheduler, serve
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -27,15 +27,17 @@ def parser() -> argparse.ArgumentParser:
     gates.add_arguments(commands.add_parser("gates", help="registers, spills and instructions of the CUDA kernels"))
     gpu.add_arguments(commands.add_parser("gpu", help="everything that needs a GPU, in order of value"))
     fidelity.add_arguments(commands.add_parser("fidelity", parents=[common], help="the simulator beside the engine"))
+    scheduler.add_arguments(commands.add_parser("scheduler", help="the scheduler's time and counted work per step"))
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from bench import fidelity, gates, gpu, ops_command, serve
+    from bench import fidelity, gates, gpu, ops_command, scheduler, serve
 
     args = parser().parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else 180)  # a file has room for whole rows
     runs = {"ops": ops_command.run, "serve": serve.run, "gates": gates.run, "gpu": gpu.run, "fidelity": fidelity.run}
+    runs["scheduler"] = scheduler.run
     try:
         return runs[args.command](args, console)
     except KeyboardInterrupt:

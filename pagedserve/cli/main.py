@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rush(
         commands.add_parser("rush", help="a spike on the real engine: with promises, and with an unbounded queue")
     )
+    _add_replay(commands.add_parser("replay", help="an event log again, decision by decision; and what if"))
     _add_plan(commands.add_parser("plan", help="replicas, spikes and cost of a crowd, simulated in seconds"))
     commands.add_parser("doctor", help="what is installed, what can run here, and why the rest cannot")
     _add_explain(commands.add_parser("explain", help="which backend runs an op, and why the others do not"))
@@ -101,6 +102,19 @@ def _add_rush(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the crowd (default: 0)")
     parser.add_argument("--out", default="out/rush.png", metavar="PNG", help="the plot; .json and .log beside it")
     _add_model(parser)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="what an engine wrote as its event_log")
+    parser.add_argument(
+        "--what-if",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="the last session's requests again in virtual time, with this in its config, as num_pages=500",
+    )
+    parser.add_argument("--slo", metavar="SLO", help="the same, with other promises to all, as ttft=1s,tpot=50ms")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
