@@ -192,7 +192,9 @@ class Attention {
   int q_head(int row) const {
     return (task_.kv_head + row / task_.num_rows) * group_ + (task_.first_row + row % task_.num_rows) % group_;
   }
-  int64_t row_bytes(const KvPages& kv) const { return p_.head_dim * element_bytes(kv.dtype); }
+  int64_t row_bytes(const KvPages& kv) const {
+    return kv.dtype == DType::kI4 ? p_.head_dim / 2 : p_.head_dim * element_bytes(kv.dtype);
+  }
   int ahead_rows(const KvPages& kv) const {
     return static_cast<int>(smaller<int64_t>(kMaxAhead, larger<int64_t>(4, kAheadBytes / row_bytes(kv))));
   }
