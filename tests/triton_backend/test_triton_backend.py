@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.__main__ import main as bench
 from pagedserve import ops
 from pagedserve.errors import BackendUnavailable
 from pagedserve.ops import registry
@@ -149,3 +150,13 @@ def test_every_trial_stands_for_a_row():
     for trial in trials.TRIALS:
         assert trial.op in read_table(80)
     assert {trial.op for trial in trials.TRIALS} == set(TRITON_OPS)
+
+
+@pytest.mark.parametrize(
+    "flag, words", [("--dry-run", "paged_prefill_kernel: "), ("--explain", "its tensors are on cpu")]
+)
+def test_bench_tells_what_would_run(flag, words, capsys):
+    assert bench(["ops", "paged_prefill", "--backend", "triton", "--grid", "quick", flag]) == 0
+    told = capsys.readouterr().out
+    assert words in told
+    assert "not yet measured" in told

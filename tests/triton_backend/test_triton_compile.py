@@ -18,7 +18,7 @@ from pagedserve.backends.triton.catalogue import FEATURES, OPS, ModelShape
 from pagedserve.backends.triton.compile_only import LARGEST_SHARED_BYTES, Job, compile_jobs
 from pagedserve.backends.triton.target import TABLES, Target, read_table
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]  # a busy machine compiles slowly
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "triton"
 FULL = ModelShape()

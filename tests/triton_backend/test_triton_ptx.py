@@ -19,6 +19,7 @@ from tests.triton_backend.ptx_calls import emit, emulate
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.timeout(900),  # a busy machine compiles slowly
     pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++"),
 ]
 
