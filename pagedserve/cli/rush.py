@@ -21,6 +21,7 @@ from pagedserve.simulate.workload import RateProfile, Slo, spike
 BASE_SHARE = 0.6  # of the measured capacity, outside the spike
 SPIKE_AT, SPIKE_LENGTH = 0.2, 0.1  # of a phase
 MAX_SEQS, MAX_STEP_TOKENS = 32, 128
+MAX_QUEUE = 1024  # where promises are on
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +53,7 @@ async def _serve(args: argparse.Namespace, slo: Slo, out: Path, console: Console
     described, rate, profile, model = "", 0.0, None, None
     for name, promises in (("promises on", True), ("unbounded queue", False)):
         options = {"max_seqs": MAX_SEQS, "max_step_tokens": MAX_STEP_TOKENS, "event_log": _log(out, name)}
+        options["max_queue"] = MAX_QUEUE if promises else None
         async with _engine(args, model, options, console) as engine:
             prompts, probe = _prompts(engine)
             if profile is None:

@@ -11,6 +11,8 @@ from pagedserve.engine.door import Conversation, Prompt
 from pagedserve.engine.face import Face
 from pagedserve.engine.sampling import SamplingParams
 
+MAX_QUEUE = 1024  # requests that may wait to start
+
 
 class AsyncEngine(Face):
     """A model that answers many callers at once. The loop runs in a thread of its own; callers never wait for another.
@@ -19,10 +21,11 @@ class AsyncEngine(Face):
             async for delta in engine.generate("The sea is"):
                 print(delta.text, end="")
 
-    Arguments: as Face.
+    Arguments: as Face; but max_queue is MAX_QUEUE unless given.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("max_queue", MAX_QUEUE)
         super().__init__(*args, **options)
         self._mailboxes = Mailboxes()
 

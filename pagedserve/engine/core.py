@@ -204,6 +204,7 @@ class EngineCore:
             try:
                 self._obey(commands.get(timeout=STARVED_WAIT_S if self._completions else None))
             except Empty:
+                self._decide(self._scheduler.apply(ev.Abort(self.clock(), "")))  # of nobody: deadlines pass
                 return
         while not commands.empty():
             self._obey(commands.get())

@@ -65,6 +65,9 @@ class Face:
         max_model_len: tokens of a request, prompt and output; None: what the model and the pool allow.
         prefix_cache: keep computed prompts for requests that begin the same.
         num_host_pages: pages beside the pool that preempted requests may be moved to; 0: they are computed again.
+        max_queue: requests that may wait; further ones are refused with a time to come back. None: any number.
+        tpot_target_s: seconds that a step may take while anybody's tokens come, as far as prompts can wait.
+        tenants: names and weights of those who share the engine; others are refused. None: anybody, all alike.
         seed: of requests that have none.
         event_log: a file for everything the scheduler is told; pagedserve replay reads it.
         observer: told of what happens; metrics.EngineMetrics counts it for Prometheus.
@@ -95,6 +98,9 @@ class Face:
         max_model_len: int | None = None,
         prefix_cache: bool = True,
         num_host_pages: int = 0,
+        max_queue: int | None = None,
+        tpot_target_s: float | None = None,
+        tenants: Mapping[str, float] | None = None,
         seed: int = 0,
         event_log: str | PathLike[str] | None = None,
         observer: Observer | None = None,
@@ -123,6 +129,9 @@ class Face:
             max_model_len=max_model_len,
             prefix_cache=prefix_cache,
             num_host_pages=num_host_pages,
+            max_queue=max_queue,
+            tpot_target_s=tpot_target_s,
+            tenants=tenants,
             event_log=event_log,
         )
         close_log = event_log_file.close if event_log_file is not None else None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 
 import torch
@@ -53,6 +54,9 @@ def build_parts(
     max_model_len: int | None,
     prefix_cache: bool,
     num_host_pages: int,
+    max_queue: int | None,
+    tpot_target_s: float | None,
+    tenants: Mapping[str, float] | None,
     event_log: str | PathLike[str] | None,
 ) -> tuple[ModelRunner, Scheduler, EventLog | None]:
     """The runner, the scheduler, and the scheduler's log where one is wanted. Arguments and errors: as Face."""
@@ -97,6 +101,9 @@ def build_parts(
         max_model_len=limits.max_model_len,
         prefix_cache=prefix_cache,
         num_host_pages=limits.num_host_pages,
+        max_queue=max_queue,
+        tpot_target_s=tpot_target_s,
+        tenants=tenants if tenants is not None else {},
         attention_parity_tokens=attention_parity_tokens(model),
     )
     log = None if event_log is None else EventLog(event_log, config)

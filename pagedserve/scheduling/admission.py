@@ -90,7 +90,7 @@ class Admission:
             num_running, pages = len(self._decodes) + len(self._prompts), self._memory.pages
             if num_running and pages.num_available < seq.needs_pages:
                 return None
-            if num_running and self._is_too_late(seq, now):
+            if seq.due_s <= now or (num_running and self._is_too_late(seq, now)):
                 self._queue.remove(seq)
                 seq.due_s = now  # the next event lets it expire
                 self._deadlines.push(seq.due_s, seq)

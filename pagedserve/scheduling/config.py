@@ -65,6 +65,10 @@ class SchedulerConfig:
         def is_count(value: object, least: int) -> bool:
             return type(value) is int and value >= least
 
+        def is_above(value: object) -> bool:
+            return isinstance(value, (int, float)) and 0 < value < math.inf
+
+        names = isinstance(self.tenants, Mapping) and all(isinstance(name, str) for name in self.tenants)
         counts = ("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens")
         rules = [(name, is_count(getattr(self, name), 1), "an int of at least 1") for name in counts]
         most = f"an int of at least {self.max_seqs} (max_seqs)"
@@ -77,8 +81,8 @@ class SchedulerConfig:
             ("priority_s", 0 <= self.priority_s < math.inf, "a finite number, at least 0"),
             ("swap_page_tokens", 0 <= self.swap_page_tokens < math.inf, "a finite number, at least 0"),
             ("graph_buckets", rising, "batch sizes in rising order"),
-            ("tpot_target_s", 0 < (self.tpot_target_s or 1.0) < math.inf, "seconds above 0, or None"),
-            ("tenants", all(0 < w < math.inf for w in self.tenants.values()), "names with finite weights above 0"),
+            ("tpot_target_s", self.tpot_target_s is None or is_above(self.tpot_target_s), "seconds above 0, or None"),
+            ("tenants", names and all(map(is_above, self.tenants.values())), "names with finite weights above 0"),
         ]
         for name, holds, wanted in rules:
             if not holds:

@@ -10,7 +10,7 @@ import torch
 
 from pagedserve import LLM, SamplingParams
 from pagedserve.engine.limits import choose_limits
-from pagedserve.errors import InvalidInput
+from pagedserve.errors import InvalidInput, RequestRejected
 from pagedserve.eventlog.codec import read_log
 from pagedserve.eventlog.replay import replay
 from pagedserve.models import LoadedModel, load_model
@@ -158,6 +158,9 @@ def test_the_event_log_replays(tiny, tmp_path):
         ({"kv_dtype": "float64"}, "kv_dtype is 'float64'; supported: auto, float32, bfloat16"),
         ({"prefix_cache": 1}, "prefix_cache is 1; give True or False"),
         ({"seed": 0.5}, "seed is 0.5"),
+        ({"max_queue": -1}, "max_queue must be an int of at least 0, or None; got -1"),
+        ({"tpot_target_s": "soon"}, "tpot_target_s must be seconds above 0, or None; got 'soon'"),
+        ({"tenants": ["a"]}, "tenants must be names with finite weights above 0"),
         ({"dtype": "float32"}, "dtype and quantize are chosen when a model is loaded"),
         ({"event_log": "/nowhere/log"}, "event_log '/nowhere/log' cannot be written: No such file"),
     ],
@@ -191,3 +194,21 @@ def test_sizes_left_open(tiny):
     assert limits(1000, max_model_len=33).max_pages == 3
     assert limits(1000, max_model_len=33).num_pages == 12
     assert 1 <= limits(2**30).num_pages < 96
+
+
+def test_tenants_and_deadlines_are_promises_of_the_engine(tiny):
+    with LLM(tiny, tenants={"known": 1.0}, tpot_target_s=0.5) as llm:
+        known, stranger, hasty = llm.generate(
+            [[1, 2, 3]] * 3,
+            [
+                SamplingParams(max_tokens=4, tenant="known", ttft_deadline_s=60.0, ignore_eos=True),
+                SamplingParams(max_tokens=4, tenant="stranger"),
+                SamplingParams(max_tokens=4, tenant="known", ttft_deadline_s=1e-9),
+            ],
+        )
+    assert len(known.outputs[0].token_ids) == 4
+    assert isinstance(stranger.error, RequestRejected)
+    assert stranger.error.reason == "invalid"
+    assert "tenant 'stranger' is unknown; known: known" in str(stranger.error)
+    assert isinstance(hasty.error, RequestRejected)
+    assert hasty.error.reason == "deadline"

@@ -180,6 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self) -> None:
         plan = self.scheduler.plan(self.t)
         if plan is None:
+            self.send(Abort(self.t, ""))  # of nobody: those whose deadline passed expire
             assert not self.open, "requests are left, but there is nothing to do"
             return
         assert plan.num_tokens > 0
@@ -256,7 +257,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             if self.flight is None:
                 self.plan()
-            self.finish_flight(StepDone(self.t, self.flight.step, self.computed[0]))
+            if self.flight is not None:
+                self.finish_flight(StepDone(self.t, self.flight.step, self.computed[0]))
         assert not self.open, "requests never ended"
         self.books_balance()
         self.check_replay()
