@@ -230,6 +230,18 @@ inline uint32_t first_lane(uint32_t members, Site site = Site::here()) {
   vote_ballot(true, members, site);
   return static_cast<uint32_t>(__builtin_ctz(members));
 }
+// An 8 x 8 matrix of 16-bit elements, two neighbours of row lane / 4 in each lane, to its transpose.
+inline uint32_t transpose_matrix(uint32_t matrix, Site site = Site::here()) {
+  const uint32_t column = lane() / 4;
+  uint32_t pair = 0;
+  for (uint32_t j = 0; j < 2; ++j) {
+    const int from = static_cast<int>((lane() % 4 * 2 + j) * 4 + column / 2);
+    const uint32_t word =
+        emulator::shuffle_value(emulator::Shuffle::kIndex, matrix, from, target::kAllLanes, 32, "movmatrix", site);
+    pair |= (word >> 16 * (column % 2) & 0xffff) << 16 * j;
+  }
+  return pair;
+}
 // Folds the members' values, lowest lane first.
 template <class T, class Fold>
 T reduce(T value, uint32_t members, Site site, Fold fold) {

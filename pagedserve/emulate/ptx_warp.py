@@ -120,6 +120,11 @@ def store_matrix(case: Case) -> str:
     return f"const uint32_t r[{count}] = {case.array(1, 'b32')}; ptx::store_matrices(r, {count}, {address});"
 
 
+def transpose_matrix(case: Case) -> str:
+    case.allow("sync aligned m8n8 trans")
+    return case.write(0, f"ptx::transpose_matrix({case.read(1, 'b32')})")
+
+
 def matrix_product(case: Case) -> str:
     """mma.sync: rows of A times columns of B, 16 x 8 results, in every element type of sm_80 to sm_90."""
     shape = next((word for word in case.words if re.fullmatch(r"m\d+n\d+k\d+", word)), "")
@@ -162,5 +167,6 @@ HANDLERS: dict[str, Handler] = {
     "elect": elect,
     "ldmatrix": load_matrix,
     "stmatrix": store_matrix,
+    "movmatrix": transpose_matrix,
     "mma": matrix_product,
 }

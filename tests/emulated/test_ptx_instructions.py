@@ -51,9 +51,27 @@ def product_kernel(kind: str, k: int, sums: str) -> str:
     return kernel(f"product_{kind}_{k}_{sums}", ", ".join(f".param .u64 p{i}" for i in range(3)), body)
 
 
+TRANSPOSE = kernel(
+    "transpose",
+    ".param .u64 p0",
+    """
+    .reg .b32 %r<2>; .reg .b64 %rd<1>;
+    mov.u32 %r1, %laneid; ld.param.u64 %rd0, [p0]; mad.wide.u32 %rd0, %r1, 4, %rd0;
+    ld.global.b32 %r0, [%rd0]; movmatrix.sync.aligned.m8n8.trans.b16 %r0, %r0; st.global.b32 [%rd0], %r0;
+    """,
+)
+
+
 @pytest.fixture(scope="module")
 def products() -> Program:
-    return load(HEAD + "".join(product_kernel(*case) for case in PRODUCTS), name="products")
+    return load(HEAD + "".join(product_kernel(*case) for case in PRODUCTS) + TRANSPOSE, name="products")
+
+
+def test_a_matrix_is_transposed(products):
+    matrix = torch.arange(64, dtype=torch.int16).view(8, 8)
+    given = matrix.clone()  # lane l has elements 2 l and 2 l + 1, row by row
+    products.launch("transpose", grid=(1, 1, 1), threads=32, arguments=[given])
+    assert torch.equal(given, matrix.T)
 
 
 def words_of(matrix: torch.Tensor, rows: list[int]) -> torch.Tensor:
