@@ -2,6 +2,7 @@
 """Every backend of every op against the float64 reference, on the spec's cases, with poison where nothing is read."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 
@@ -28,4 +29,6 @@ CALLS = [
 
 @pytest.mark.parametrize("op, backend, case", CALLS)
 def test_backend_is_within_the_budget(op, backend, case):
+    if backend == "triton-interpreted" and case.lens:  # slow: one empty, one short, one of two splits
+        case = replace(case, lens=(*case.lens[1:3], case.lens[4]), q_lens=(*case.q_lens[1:3], case.q_lens[4]))
     check_backend(op, case, make_inputs(op, case), backend)
