@@ -152,8 +152,8 @@ def emulated() -> Runner:
     return lambda call: library.run("pagedserve_intrinsics", "IntrinsicsParams", call.fields())
 
 
-def translated(arch: str) -> Runner:
-    program = load(compile_ptx(SOURCE, arch), name=f"intrinsics-{arch}")
+def translated(arch: str, source: Path = SOURCE) -> Runner:
+    program = load(compile_ptx(source, arch), name=f"intrinsics-{arch}")
 
     def run(call: Call) -> None:
         program.launch("intrinsics_kernel", grid=(NUM_BLOCKS, 1, 1), threads=32, arguments=[bytes(call.struct())])

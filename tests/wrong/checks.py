@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from bench.gpu import intrinsics
 from pagedserve import ops
 from pagedserve.emulate import Run, Session, current, session
 from pagedserve.ops.cases import make_inputs
@@ -107,6 +108,22 @@ def plan_races() -> None:
         planned([300, 17, 0, 129] + [50] * 300, BACKEND)
 
 
+# ---- instructions ----
+
+
+def words_as_compiled() -> None:
+    """Matrix loads, products and copies: what nvcc emitted of these sources against what the right ones mean."""
+    run, oracle = intrinsics.translated("sm_90a", current().sources["intrinsics"]), intrinsics.emulated()
+    for which, word in enumerate(intrinsics.WORDS):
+        if not word.name.startswith(("load_matrices", "mma", "copy_async")):
+            continue
+        expected, call = intrinsics.Call.make(which), intrinsics.Call.make(which)
+        oracle(expected)
+        run(call)
+        wrong, _ = intrinsics.differences(word, call.out, expected.out)
+        assert not wrong, f"{word.name}: {wrong} results are not what the word means"
+
+
 def session_like(run: Run, ptx: str = "") -> AbstractContextManager[Session]:
     """A session of these checks' sources, run otherwise."""
     here = current()
@@ -121,4 +138,5 @@ CHECKS: dict[str, Callable[[], None]] = {
     "copy stays in bounds": copy_in_bounds,
     "plan equals the host's": plan_equals_hosts,
     "plan races": plan_races,
+    "words as nvcc made them": words_as_compiled,
 }

@@ -142,4 +142,28 @@ PLAN_MUTANTS = (
         "plan equals the host's",
     ),
 )
-MUTANTS: tuple[Mutant, ...] = (*CACHE_MUTANTS, *PLAN_MUTANTS)
+# What stands inside of an asm, which only the PTX route sees.
+INSTRUCTION_MUTANTS = (
+    Mutant(
+        "an instruction without .trans",
+        "target/cuda_numbers.cuh",
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+        "words as nvcc made them",
+    ),
+    Mutant(
+        "swapped operands of the matrix instruction",
+        "target/cuda_numbers.cuh",
+        "m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}",
+        "m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %6, %5, %7}",
+        "words as nvcc made them",
+    ),
+    Mutant(
+        "an instruction that waits for one group too few",
+        "target/cuda_memory.cuh",
+        'cp.async.wait_group %0;" ::"n"(kPending)',
+        'cp.async.wait_group %0;" ::"n"(kPending + 1)',
+        "words as nvcc made them",
+    ),
+)
+MUTANTS: tuple[Mutant, ...] = (*CACHE_MUTANTS, *PLAN_MUTANTS, *INSTRUCTION_MUTANTS)

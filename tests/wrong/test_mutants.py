@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.gpu.intrinsics import HEADER, SOURCE
 from pagedserve.emulate import build, session
 from pagedserve.errors import KernelFault
 from tests.wrong.checks import CHECKS
@@ -32,6 +33,8 @@ def copied_tree(name: str) -> Path:
         text, count = re.subn(pattern, instead, (root / file).read_text())
         assert count, f"{file} no longer holds {pattern!r}: say anew what is not to be compiled"
         (root / file).write_text(text)
+    intrinsics = SOURCE.read_text().replace("../../csrc/target", "target").replace('"intrinsics.h"', f'"{HEADER}"')
+    (root / "intrinsics.cu").write_text(intrinsics)
     return root
 
 
@@ -45,17 +48,24 @@ def changed_tree(mutant: Mutant) -> Path:
 
 
 def launch_files(tree: Path) -> dict[str, Path]:
-    return {path.stem: path for path in (tree / "launch").glob("*.cu")}
+    return {path.stem: path for path in [*(tree / "launch").glob("*.cu"), tree / "intrinsics.cu"]}
+
+
+def needs(check: str) -> None:
+    if "nvcc" in check and shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
 
 
 @pytest.mark.parametrize("check", dict.fromkeys(mutant.check for mutant in MUTANTS))
 def test_the_right_kernel_passes(check):
+    needs(check)
     with session(sources=launch_files(copied_tree("right"))):
         CHECKS[check]()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_wrong_kernel_is_rejected(mutant):
+    needs(mutant.check)
     tree = changed_tree(mutant)
     with session(sources=launch_files(tree)), pytest.raises((AssertionError, KernelFault)) as caught:
         CHECKS[mutant.check]()
