@@ -139,7 +139,7 @@ def test_auto_records_on_the_cpu_and_other_names_run_eagerly():
 
 
 def test_a_backend_that_does_not_exist_is_refused():
-    with pytest.raises(InvalidInput, match="'abacus'; choose from auto, cpu, reference"):
+    with pytest.raises(InvalidInput, match=r"'abacus'; choose from auto, .*reference"):
         ops.step_builder("abacus", LIMITS)
 
 
