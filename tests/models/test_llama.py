@@ -124,7 +124,7 @@ def test_smaller_keys_and_values_stay_near(kv_dtype, backend, tmp_path):
     exact = Runner(model, backend).run((0, ids))
     near = Runner(model, backend, kv_dtype=kv_dtype).run((0, ids))
     steps = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.int8: 1 / 127, torch.float8_e4m3fn: 2**-3}
-    # Random layers amplify a rounding of keys about eight times. Over bf16 pages q, weights and outputs are rounded too.
+    # Random layers amplify a rounding of keys about eight times. Over bf16 pages q, weights and o are rounded too.
     times = 24 if kv_dtype == torch.bfloat16 else 12
     assert 0 < relative_error(near, exact) <= times * steps[kv_dtype]
 
