@@ -259,8 +259,10 @@ class EagerStep:
 
         def call(n: Counts) -> None:
             queries, result = _heads(_used(q, n), head_dim), _heads(_used(out, n), head_dim)
-            o = attention.paged_prefill(
-                queries.bfloat16() if in_bf16 else queries,
+            queries = queries.bfloat16() if in_bf16 else queries
+            o = torch.empty_like(queries) if in_bf16 else result
+            attention.paged_prefill(
+                queries,
                 layer.k,
                 layer.v,
                 self._input(self.inputs.page_table, n.seqs),
@@ -272,7 +274,7 @@ class EagerStep:
                 sinks=sinks,
                 k_scales=layer.k_scales,
                 v_scales=layer.v_scales,
-                out=None if in_bf16 else result,
+                out=o,
                 backend=self._backend,
             )
             if in_bf16:
