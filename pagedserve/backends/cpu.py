@@ -16,6 +16,7 @@ from pagedserve import _C, settings
 from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends import params as shared
 from pagedserve.backends.cpu_weight import PackedWeight
+from pagedserve.backends.operands import AppendKv, Attention, PlanDecode, Sample
 from pagedserve.errors import BackendUnavailable
 from pagedserve.specs.plan_layout import DEFAULT_BLOCKS
 
@@ -53,68 +54,21 @@ def _run(kernel: Callable[[Any, _C.Team, _C.Isa], None], params: Any) -> None:
     kernel(params, TEAMS.get(), isa())
 
 
-def paged_decode(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    workspace: Tensor | None,
-    q_len: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> None:
-    params = params_of.attention(
-        q, k_pages, v_pages, page_table, kv_lens, None, tree_mask, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, q_len, scale, window, soft_cap, bf16_products=q.dtype == torch.bfloat16,
-    )  # fmt: skip
-    _run(_C.paged_attention, params)
+def paged_decode(*operands: Any) -> None:
+    _attention(Attention.of("paged_decode", *operands))
 
 
-def paged_prefill(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    q_starts: Tensor,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> None:
-    params = params_of.attention(
-        q, k_pages, v_pages, page_table, kv_lens, q_starts, None, sinks, alibi_slopes, k_scales, v_scales,
-        out, lse, 0, scale, window, soft_cap, bf16_products=q.dtype == torch.bfloat16,
-    )  # fmt: skip
-    _run(_C.paged_attention, params)
+def paged_prefill(*operands: Any) -> None:
+    _attention(Attention.of("paged_prefill", *operands))
 
 
-def plan_decode(
-    kv_lens: Tensor,
-    workspace: Tensor,
-    num_q_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    q_len: int,
-    window: int,
-    num_blocks: int,
-) -> None:
-    num_blocks = num_blocks or DEFAULT_BLOCKS
-    fields = shared.plan_decode(kv_lens, workspace, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks)
+def _attention(call: Attention) -> None:
+    _run(_C.paged_attention, params_of.attention(call, bf16_products=call.q.dtype == torch.bfloat16))
+
+
+def plan_decode(*operands: Any) -> None:
+    call = PlanDecode.of("plan_decode", *operands)
+    fields = shared.plan_decode(call, call.num_blocks or DEFAULT_BLOCKS)
     _C.plan_decode(shared.struct(_C.PlanDecodeParams, fields))
 
 
@@ -122,16 +76,8 @@ def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> None:
     _run(_C.merge_states, shared.struct(_C.MergeStatesParams, shared.merge_states(o, lse, out, out_lse)))
 
 
-def append_kv(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slot_mapping: Tensor,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-) -> None:
-    _run(_C.append_kv, params_of.append_kv(k, v, k_pages, v_pages, slot_mapping, k_scales, v_scales))
+def append_kv(*operands: Any) -> None:
+    _run(_C.append_kv, params_of.append_kv(AppendKv.of("append_kv", *operands)))
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:
@@ -176,46 +122,5 @@ def soft_cap(x: Tensor, cap: float) -> None:
     _run(_C.soft_cap, params_of.soft_cap(x, cap))
 
 
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    repetition: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    seeds: Tensor,
-    offsets: Tensor,
-    history: Tensor,
-    history_starts: Tensor,
-    output_starts: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-    top_tokens: Tensor,
-    top_logprobs: Tensor,
-) -> None:
-    params = _C.SampleParams(
-        logits=logits.data_ptr(),
-        temperature=temperature.data_ptr(),
-        top_k=top_k.data_ptr(),
-        top_p=top_p.data_ptr(),
-        min_p=min_p.data_ptr(),
-        repetition=repetition.data_ptr(),
-        presence=presence.data_ptr(),
-        frequency=frequency.data_ptr(),
-        seeds=seeds.data_ptr(),
-        offsets=offsets.data_ptr(),
-        history=history.data_ptr(),
-        history_starts=history_starts.data_ptr(),
-        output_starts=output_starts.data_ptr(),
-        tokens=tokens.data_ptr(),
-        logprobs=logprobs.data_ptr(),
-        top_tokens=top_tokens.data_ptr(),
-        top_logprobs=top_logprobs.data_ptr(),
-        logits_stride=logits.stride(0),
-        num_rows=logits.shape[0],
-        vocab_size=logits.shape[1],
-        num_top=top_tokens.shape[1],
-    )
-    _run(_C.sample, params)
+def sample(*operands: Any) -> None:
+    _run(_C.sample, params_of.sample(Sample.of("sample", *operands)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Params structs from tensors, for the ops that only the CPU has: what a call runs at once and a program records."""
 
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -8,15 +9,16 @@ from torch import Tensor
 from pagedserve import _C
 from pagedserve.backends import params as shared
 from pagedserve.backends.cpu_weight import PackedWeight
+from pagedserve.backends.operands import AppendKv, Attention, Sample
 from pagedserve.backends.params import DTYPES, address, struct
 
 
-def attention(*operands: Any, bf16_products: bool) -> _C.PagedAttentionParams:
-    return struct(_C.PagedAttentionParams, shared.attention(*operands) | {"bf16_products": bf16_products})
+def attention(call: Attention, *, bf16_products: bool) -> _C.PagedAttentionParams:
+    return struct(_C.PagedAttentionParams, shared.attention(call) | {"bf16_products": bf16_products})
 
 
-def append_kv(*operands: Any) -> _C.AppendKvParams:
-    return struct(_C.AppendKvParams, shared.append_kv(*operands))
+def append_kv(call: AppendKv) -> _C.AppendKvParams:
+    return struct(_C.AppendKvParams, shared.append_kv(call))
 
 
 def rms_norm(
@@ -130,4 +132,16 @@ def soft_cap(x: Tensor, cap: float) -> _C.SoftCapParams:
 def quantize_rows(x: Tensor, quantized: int) -> _C.QuantizeRowsParams:
     return _C.QuantizeRowsParams(
         x=x.data_ptr(), quantized=quantized, num_tokens=len(x), x_stride=x.stride(0), width=x.shape[1]
+    )
+
+
+def sample(call: Sample) -> _C.SampleParams:
+    logits = call.logits
+    tensors = {field.name: getattr(call, field.name).data_ptr() for field in fields(call)}
+    return _C.SampleParams(
+        **tensors,
+        logits_stride=logits.stride(0),
+        num_rows=logits.shape[0],
+        vocab_size=logits.shape[1],
+        num_top=call.top_tokens.shape[1],
     )

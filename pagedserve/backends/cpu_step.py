@@ -16,6 +16,7 @@ from torch import Tensor
 from pagedserve import _C
 from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends.cpu import TEAMS, isa, packed
+from pagedserve.backends.operands import AppendKv, Attention
 from pagedserve.backends.params import DTYPES, WITH_SCALES
 from pagedserve.errors import InvalidInput
 from pagedserve.memory import Arena
@@ -117,16 +118,16 @@ class CpuStep:
         for name, x in (("k", k), ("v", v)):
             _same(f"append_kv: {name}'s width", x.width, "a token of the pages", num_kv_heads * head_dim)
             _per(f"append_kv: {name}", x, "token")
-        params = params_of.append_kv(
-            _heads("append_kv", k, head_dim),
-            _heads("append_kv", v, head_dim),
-            layer.k,
-            layer.v,
-            self.inputs.slot_mapping,
-            layer.k_scales,
-            layer.v_scales,
+        call = AppendKv(
+            k=_heads("append_kv", k, head_dim),
+            v=_heads("append_kv", v, head_dim),
+            k_pages=layer.k,
+            v_pages=layer.v,
+            slot_mapping=self.inputs.slot_mapping,
+            k_scales=layer.k_scales,
+            v_scales=layer.v_scales,
         )
-        self._add(params, k, v, *layer)
+        self._add(params_of.append_kv(call), k, v, *layer)
 
     def attention(
         self,
@@ -150,12 +151,22 @@ class CpuStep:
         if sinks is not None:
             _vector("attention: sinks", sinks, heads.shape[1])
         inputs = self.inputs
-        params = params_of.attention(
-            heads, layer.k, layer.v, inputs.page_table, inputs.kv_lens, inputs.q_starts, None, sinks, None,
-            layer.k_scales, layer.v_scales, _heads("attention", out, head_dim), None, 0, scale, window, soft_cap,
-            bf16_products=True,
-        )  # fmt: skip
-        self._add(params, q, sinks, *layer, writes=(out,))
+        call = Attention(
+            q=heads,
+            k_pages=layer.k,
+            v_pages=layer.v,
+            page_table=inputs.page_table,
+            kv_lens=inputs.kv_lens,
+            q_starts=inputs.q_starts,
+            sinks=sinks,
+            k_scales=layer.k_scales,
+            v_scales=layer.v_scales,
+            out=_heads("attention", out, head_dim),
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+        )
+        self._add(params_of.attention(call, bf16_products=True), q, sinks, *layer, writes=(out,))
 
     def silu_mul(self, gate_up: Any, *, out: Any) -> None:
         self._act_mul("silu_mul", gate_up, out, _C.Activation.silu)

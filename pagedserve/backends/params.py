@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pagedserve import _C
+from pagedserve.backends.operands import AppendKv, Attention, PlanDecode
 
 DTYPES = {
     torch.float32: _C.DType.f32,
@@ -59,77 +60,50 @@ def kv_pages(pages: Tensor, scales: Tensor | None) -> Fields:
     }
 
 
-def attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    q_starts: Tensor | None,
-    tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    q_len: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> Fields:
-    _, page_size, num_kv_heads, _ = k_pages.shape
+def attention(call: Attention) -> Fields:
+    _, page_size, num_kv_heads, _ = call.k_pages.shape
     return {
-        "q": q,
-        "out": out,
-        "lse": lse,
-        "k": kv_pages(k_pages, k_scales),
-        "v": kv_pages(v_pages, v_scales),
-        "page_table": page_table,
-        "kv_lens": kv_lens,
-        "q_starts": q_starts,
-        "tree_mask": tree_mask,
-        "sinks": sinks,
-        "alibi_slopes": alibi_slopes,
-        "q_token_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        "out_token_stride": out.stride(0),
-        "out_head_stride": out.stride(1),
-        "page_table_stride": page_table.stride(0),
-        "num_seqs": len(kv_lens),
-        "q_len": q_len,
-        "num_q_heads": q.shape[1],
+        "q": call.q,
+        "out": call.out,
+        "lse": call.lse,
+        "k": kv_pages(call.k_pages, call.k_scales),
+        "v": kv_pages(call.v_pages, call.v_scales),
+        "page_table": call.page_table,
+        "kv_lens": call.kv_lens,
+        "q_starts": call.q_starts,
+        "tree_mask": call.tree_mask,
+        "sinks": call.sinks,
+        "alibi_slopes": call.alibi_slopes,
+        "q_token_stride": call.q.stride(0),
+        "q_head_stride": call.q.stride(1),
+        "out_token_stride": call.out.stride(0),
+        "out_head_stride": call.out.stride(1),
+        "page_table_stride": call.page_table.stride(0),
+        "num_seqs": len(call.kv_lens),
+        "q_len": call.q_len,
+        "num_q_heads": call.q.shape[1],
         "num_kv_heads": num_kv_heads,
-        "head_dim": q.shape[2],
+        "head_dim": call.q.shape[2],
         "page_size": page_size,
-        "window": window,
-        "scale": scale,
-        "soft_cap": soft_cap,
-        "q_dtype": DTYPES[q.dtype],
-        "max_pages": page_table.shape[1],
+        "window": call.window,
+        "scale": call.scale,
+        "soft_cap": call.soft_cap,
+        "q_dtype": DTYPES[call.q.dtype],
+        "max_pages": call.page_table.shape[1],
     }
 
 
-def plan_decode(
-    kv_lens: Tensor,
-    workspace: Tensor,
-    num_q_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    q_len: int,
-    window: int,
-    num_blocks: int,
-) -> Fields:
+def plan_decode(call: PlanDecode, num_blocks: int) -> Fields:
     return {
-        "kv_lens": kv_lens,
-        "workspace": workspace,
-        "workspace_bytes": workspace.numel(),
-        "num_seqs": len(kv_lens),
-        "num_q_heads": num_q_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "q_len": q_len,
-        "window": window,
+        "kv_lens": call.kv_lens,
+        "workspace": call.workspace,
+        "workspace_bytes": call.workspace.numel(),
+        "num_seqs": len(call.kv_lens),
+        "num_q_heads": call.num_q_heads,
+        "num_kv_heads": call.num_kv_heads,
+        "head_dim": call.head_dim,
+        "q_len": call.q_len,
+        "window": call.window,
         "num_blocks": num_blocks,
     }
 
@@ -149,31 +123,23 @@ def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> Fields
     }
 
 
-def append_kv(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slot_mapping: Tensor,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-) -> Fields:
-    num_tokens, num_kv_heads, head_dim = k.shape
+def append_kv(call: AppendKv) -> Fields:
+    num_tokens, num_kv_heads, head_dim = call.k.shape
     return {
-        "k": k,
-        "v": v,
-        "k_pages": kv_pages(k_pages, k_scales),
-        "v_pages": kv_pages(v_pages, v_scales),
-        "slot_mapping": slot_mapping,
+        "k": call.k,
+        "v": call.v,
+        "k_pages": kv_pages(call.k_pages, call.k_scales),
+        "v_pages": kv_pages(call.v_pages, call.v_scales),
+        "slot_mapping": call.slot_mapping,
         "num_tokens": num_tokens,
-        "k_token_stride": k.stride(0),
-        "k_head_stride": k.stride(1),
-        "v_token_stride": v.stride(0),
-        "v_head_stride": v.stride(1),
+        "k_token_stride": call.k.stride(0),
+        "k_head_stride": call.k.stride(1),
+        "v_token_stride": call.v.stride(0),
+        "v_head_stride": call.v.stride(1),
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
-        "page_size": k_pages.shape[1],
-        "src_dtype": DTYPES[k.dtype],
+        "page_size": call.k_pages.shape[1],
+        "src_dtype": DTYPES[call.k.dtype],
     }
 
 

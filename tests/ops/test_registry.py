@@ -2,11 +2,13 @@
 """The table, the choice from it, and the explanation of a choice."""
 
 import importlib.util
+from dataclasses import fields
 
 import pytest
 import torch
 
 from pagedserve import ops, specs
+from pagedserve.backends.operands import OPERANDS, operand_names
 from pagedserve.errors import BackendUnavailable, InvalidInput
 from pagedserve.ops import registry
 from pagedserve.ops.cases import make_inputs
@@ -57,7 +59,21 @@ def test_every_row_can_be_loaded_and_takes_the_specs_arguments(row):
     names = list(function.__annotations__)
     names.remove("return")
     spec = SPECS[row.op]
-    assert names == [entry.name for entry in (*spec.tensors, *spec.scalars)]
+    wanted = [entry.name for entry in (*spec.tensors, *spec.scalars)]
+    assert names == (["operands"] if row.op in OPERANDS else wanted)
+
+
+def test_what_is_given_as_one_value_has_the_specs_arguments():
+    held = {kind: {field.name for field in fields(kind)} for kind in OPERANDS.values()}
+    wanted = {kind: set() for kind in OPERANDS.values()}
+    for op, kind in OPERANDS.items():
+        wanted[kind] |= set(operand_names(op))
+    assert held == wanted
+
+
+def test_an_operand_too_few_is_no_call():
+    with pytest.raises(ValueError):
+        OPERANDS["append_kv"].of("append_kv", None, None)
 
 
 def test_auto_takes_the_first_that_can(table):

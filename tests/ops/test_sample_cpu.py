@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pagedserve import _C
+from pagedserve.backends.operands import operand_names
 from pagedserve.backends.reference import sampling
 
 ISAS = _C.supported_isas()
@@ -66,7 +67,8 @@ def run_cpu(call: dict[str, Tensor], isa=None, num_threads: int = 2) -> dict[str
 
 def run_reference(call: dict[str, Tensor]) -> dict[str, Tensor]:
     results = {name: call[name].clone() for name in ("tokens", "logprobs", "top_tokens", "top_logprobs")}
-    sampling.sample(**(call | results))
+    operands = call | results
+    sampling.sample(*(operands[name] for name in operand_names("sample")))
     return results
 
 

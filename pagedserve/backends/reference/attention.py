@@ -8,24 +8,13 @@ Arithmetic is float32, or float64 for float64 queries. Logits are made in this o
 A sink is one more key with that logit and no value: it stands in the denominator and in lse.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagedserve.backends.operands import Attention
 from pagedserve.backends.reference.cache import unpack_int4
-
-
-class _Options(NamedTuple):
-    """What a call may ask for beyond plain attention; as in pagedserve.ops.paged_decode."""
-
-    sinks: Tensor | None
-    alibi_slopes: Tensor | None
-    k_scales: Tensor | None
-    v_scales: Tensor | None
-    scale: float
-    window: int
-    soft_cap: float
 
 
 def _gather(pages: Tensor, scales: Tensor | None, page_ids: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
@@ -57,7 +46,7 @@ def _attend(
     k: Tensor,  # [kv_len, num_kv_heads, head_dim]
     v: Tensor,  # [kv_len, num_kv_heads, head_dim]
     visible: Tensor,  # [q_len, kv_len]
-    options: _Options,
+    options: Attention,
 ) -> tuple[Tensor, Tensor]:
     """o [q_len, num_q_heads, head_dim] and lse [q_len, num_q_heads] of one sequence."""
     q_len, num_q_heads, head_dim = q.shape
@@ -85,21 +74,12 @@ def _attend(
     return o, lse.T
 
 
-def _over_sequences(
-    starts: list[int],
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    tree_mask: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    options: _Options,
-) -> None:
+def _over_sequences(starts: list[int], call: Attention) -> None:
+    """Sequence s has the queries starts[s] to starts[s + 1]."""
+    q, out, lse = call.q, call.out, call.lse
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    page_size = k_pages.shape[1]
-    for seq, kv_len in enumerate(kv_lens.tolist()):
+    page_size = call.k_pages.shape[1]
+    for seq, kv_len in enumerate(call.kv_lens.tolist()):
         rows = slice(starts[seq], starts[seq + 1])
         q_len = rows.stop - rows.start
         if q_len == 0:
@@ -109,61 +89,27 @@ def _over_sequences(
             if lse is not None:
                 lse[rows] = -torch.inf
             continue
-        page_ids = page_table[seq, : -(-kv_len // page_size)].long()
-        k = _gather(k_pages, options.k_scales, page_ids, kv_len, dtype)
-        v = _gather(v_pages, options.v_scales, page_ids, kv_len, dtype)
-        visible = _visible(kv_len, q_len, options.window, None if tree_mask is None else tree_mask[seq], q.device)
-        o, seq_lse = _attend(q[rows].to(dtype), k, v, visible, options)
+        page_ids = call.page_table[seq, : -(-kv_len // page_size)].long()
+        k = _gather(call.k_pages, call.k_scales, page_ids, kv_len, dtype)
+        v = _gather(call.v_pages, call.v_scales, page_ids, kv_len, dtype)
+        tree_mask = None if call.tree_mask is None else call.tree_mask[seq]
+        visible = _visible(kv_len, q_len, call.window, tree_mask, q.device)
+        o, seq_lse = _attend(q[rows].to(dtype), k, v, visible, call)
         out[rows] = o.to(out.dtype)
         if lse is not None:
             lse[rows] = seq_lse.to(lse.dtype)
 
 
-def paged_decode(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    workspace: Tensor | None,
-    q_len: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> None:
+def paged_decode(*operands: Any) -> None:
     """q_len queries for every sequence: query i stands at position kv_len - q_len + i."""
-    starts = list(range(0, (len(kv_lens) + 1) * q_len, q_len))
-    options = _Options(sinks, alibi_slopes, k_scales, v_scales, scale, window, soft_cap)
-    _over_sequences(starts, q, k_pages, v_pages, page_table, kv_lens, tree_mask, out, lse, options)
+    call = Attention.of("paged_decode", *operands)
+    _over_sequences(list(range(0, (len(call.kv_lens) + 1) * call.q_len, call.q_len)), call)
 
 
-def paged_prefill(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    q_starts: Tensor,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> None:
+def paged_prefill(*operands: Any) -> None:
     """Queries q_starts[s] to q_starts[s + 1] are the last positions of sequence s."""
-    options = _Options(sinks, alibi_slopes, k_scales, v_scales, scale, window, soft_cap)
-    _over_sequences(q_starts.tolist(), q, k_pages, v_pages, page_table, kv_lens, None, out, lse, options)
+    call = Attention.of("paged_prefill", *operands)
+    _over_sequences(call.q_starts.tolist(), call)
 
 
 def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> None:

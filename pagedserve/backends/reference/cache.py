@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing and moving pages, the definition."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pagedserve.backends.operands import AppendKv
 
 LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.uint8: 7.0}  # uint8 holds int4
 INT4_BIAS = 8
@@ -44,20 +48,13 @@ def _append(x: Tensor, pages: Tensor, scales: Tensor | None, slots: Tensor, take
     pages[page, row], scales[page, row] = quantise(x, pages.dtype)
 
 
-def append_kv(
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slot_mapping: Tensor,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-) -> None:
+def append_kv(*operands: Any) -> None:
     """Token t goes to page slot / page_size, row slot % page_size; a negative slot is skipped."""
-    taken = slot_mapping >= 0
-    slots = slot_mapping[taken]
-    _append(k, k_pages, k_scales, slots, taken)
-    _append(v, v_pages, v_scales, slots, taken)
+    call = AppendKv.of("append_kv", *operands)
+    taken = call.slot_mapping >= 0
+    slots = call.slot_mapping[taken]
+    _append(call.k, call.k_pages, call.k_scales, slots, taken)
+    _append(call.v, call.v_pages, call.v_scales, slots, taken)
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:

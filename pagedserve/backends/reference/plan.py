@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagedserve.backends.operands import PlanDecode
 from pagedserve.specs.plan_layout import (
     DEFAULT_BLOCKS,
     MAX_BLOCKS,
@@ -26,18 +28,12 @@ def strand_splits(length: int, q_len: int, window: int) -> tuple[int, int]:
     return first, ceil_div(max(length, 0), SPLIT_TOKENS)
 
 
-def plan_decode(
-    kv_lens: Tensor,
-    workspace: Tensor,
-    num_q_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    q_len: int,
-    window: int,
-    num_blocks: int,
-) -> None:
+def plan_decode(*operands: Any) -> None:
     """Writes header, task_starts, counters, cuts, partial_starts, seq_starts and tasks; partials stay as they are."""
-    num_blocks = num_blocks or DEFAULT_BLOCKS
+    call = PlanDecode.of("plan_decode", *operands)
+    kv_lens, workspace, q_len, window = call.kv_lens, call.workspace, call.q_len, call.window
+    num_q_heads, num_kv_heads, head_dim = call.num_q_heads, call.num_kv_heads, call.head_dim
+    num_blocks = call.num_blocks or DEFAULT_BLOCKS
     rows = Rows.of(num_q_heads, num_kv_heads, head_dim, q_len)
     num_seqs, strands_of_seq = len(kv_lens), num_kv_heads * rows.num_tiles
     layout = PlanLayout.of(num_seqs, num_q_heads, num_kv_heads, head_dim, q_len)

@@ -19,8 +19,12 @@ Source: Gumbel 1954 (argmax of logits plus noise draws from their softmax); Holt
 Keskar et al. 2019 (repetition penalty).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pagedserve.backends.operands import Sample
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -107,40 +111,25 @@ def _top(logits: Tensor, logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor
     return torch.where(torch.isfinite(logits[ids]), ids, -1), logprobs[ids]
 
 
-def sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    repetition: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    seeds: Tensor,
-    offsets: Tensor,
-    history: Tensor,
-    history_starts: Tensor,
-    output_starts: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-    top_tokens: Tensor,
-    top_logprobs: Tensor,
-) -> None:
+def sample(*operands: Any) -> None:
     """Writes tokens and logprobs [num_rows], top_tokens and top_logprobs [num_rows, num_top].
 
     A row without a finite logit gives token -1 and logprob -inf. Log-probabilities are the log softmax of
     the raw logits, over those that are finite; places of the top list beyond them hold -1 and -inf.
     """
+    call = Sample.of("sample", *operands)
+    logits, tokens, logprobs = call.logits, call.tokens, call.logprobs
+    top_tokens, top_logprobs = call.top_tokens, call.top_logprobs
     num_rows, vocab_size = logits.shape
     num_top = top_tokens.shape[1]
     for row in range(num_rows):
         raw = logits[row]  # [vocab_size]
         raw = torch.where(torch.isfinite(raw), raw, -torch.inf)
-        begin, middle, end = int(history_starts[row]), int(output_starts[row]), int(history_starts[row + 1])
-        prompt, output = history[begin:middle].long(), history[middle:end].long()
-        penalised = penalise(
-            raw, prompt, output, repetition=repetition[row], presence=presence[row], frequency=frequency[row]
-        )
+        begin, end = call.history_starts[row : row + 2].tolist()
+        middle = int(call.output_starts[row])
+        prompt, output = call.history[begin:middle].long(), call.history[middle:end].long()
+        penalties = {name: getattr(call, name)[row] for name in ("repetition", "presence", "frequency")}
+        penalised = penalise(raw, prompt, output, **penalties)
         penalised = torch.where(torch.isfinite(penalised), penalised, -torch.inf)
         if not bool((penalised > -torch.inf).any()):
             tokens[row], logprobs[row] = -1, -torch.inf
@@ -148,10 +137,10 @@ def sample(
             continue
         largest = penalised.max()
         score = penalised
-        if float(temperature[row]) > 0:
-            scaled = (penalised - largest) / temperature[row]
-            kept = keep(scaled, int(top_k[row]), float(top_p[row]), float(min_p[row]))
-            noise = gumbel_noise(int(seeds[row]), int(offsets[row]), vocab_size, logits.device)
+        if float(call.temperature[row]) > 0:
+            scaled = (penalised - largest) / call.temperature[row]
+            kept = keep(scaled, int(call.top_k[row]), float(call.top_p[row]), float(call.min_p[row]))
+            noise = gumbel_noise(int(call.seeds[row]), int(call.offsets[row]), vocab_size, logits.device)
             score = torch.where(kept, scaled + noise, -torch.inf)
         token = int(torch.nonzero(score == score.max())[0])  # the lowest id among equals
         row_logprobs = torch.log_softmax(raw, 0)

@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from pagedserve.backends.operands import Attention
 from pagedserve.backends.triton.cache import kind_of, page_arguments
 from pagedserve.backends.triton.kernels.merge_states import merge_states_kernel
 from pagedserve.backends.triton.kernels.paged_decode import paged_decode_kernel
@@ -43,47 +44,31 @@ def _element_bits(q: Tensor, k_pages: Tensor) -> int:
     return 4 if kind_of(k_pages) == "int4" else 8 * k_pages.element_size()
 
 
-def _shared_arguments(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> dict[str, Any]:
+def _shared_arguments(call: Attention) -> dict[str, Any]:
     return {
-        "q": q,
-        **page_arguments("k", k_pages, k_scales),
-        **page_arguments("v", v_pages, v_scales),
-        "page_table": page_table,
-        "kv_lens": kv_lens,
-        "sinks": sinks,
-        "alibi_slopes": alibi_slopes,
-        "out": out,
-        "lse": lse,
-        "q_token_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        "out_token_stride": out.stride(0),
-        "out_head_stride": out.stride(1),
-        "table_stride": page_table.stride(0),
-        "num_kv_heads": k_pages.shape[2],
-        "window": int(window),
-        "scale": float(scale),
-        "soft_cap": float(soft_cap),
+        "q": call.q,
+        **page_arguments("k", call.k_pages, call.k_scales),
+        **page_arguments("v", call.v_pages, call.v_scales),
+        "page_table": call.page_table,
+        "kv_lens": call.kv_lens,
+        "sinks": call.sinks,
+        "alibi_slopes": call.alibi_slopes,
+        "out": call.out,
+        "lse": call.lse,
+        "q_token_stride": call.q.stride(0),
+        "q_head_stride": call.q.stride(1),
+        "out_token_stride": call.out.stride(0),
+        "out_head_stride": call.out.stride(1),
+        "table_stride": call.page_table.stride(0),
+        "num_kv_heads": call.k_pages.shape[2],
+        "window": int(call.window),
+        "scale": float(call.scale),
+        "soft_cap": float(call.soft_cap),
     }
 
 
-def _shared_constants(
-    target: Target, q: Tensor, k_pages: Tensor, window: int, soft_cap: float, block_n: int
-) -> dict[str, Any]:
+def _shared_constants(target: Target, call: Attention, block_n: int) -> dict[str, Any]:
+    q, k_pages = call.q, call.k_pages
     head_dim, page_size, num_kv_heads = q.shape[2], k_pages.shape[1], k_pages.shape[2]
     kind = kind_of(k_pages)
     return {
@@ -97,39 +82,21 @@ def _shared_constants(
         "CONVERTS_FP8": target.converts_fp8,
         "DOT": dot_type(q, k_pages),
         "DOT_V": value_dot_type(q, k_pages),
-        "HAS_SOFT_CAP": soft_cap > 0,
-        "HAS_WINDOW": window > 0,
+        "HAS_SOFT_CAP": call.soft_cap > 0,
+        "HAS_WINDOW": call.window > 0,
     }
 
 
-def paged_decode(
-    target: Target,
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    tree_mask: Tensor | None,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    workspace: Tensor | None,
-    q_len: int,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> list[Launch]:
-    """workspace is the CUDA backend's; what is needed here is made here."""
-    num_seqs, max_pages = page_table.shape
+def paged_decode(target: Target, call: Attention) -> list[Launch]:
+    """The call's workspace is the CUDA backend's; what is needed here is made here."""
+    q, k_pages, q_len = call.q, call.k_pages, call.q_len
+    num_seqs, max_pages = call.page_table.shape
     num_kv_heads, head_dim = k_pages.shape[2], q.shape[2]
     num_rows = q_len * q.shape[1] // num_kv_heads
     block_m = min(power_of_two(num_rows, 16), LARGEST_BLOCK_M)
     facts = {"head_dim": head_dim, "element_bits": _element_bits(q, k_pages), "block_m": block_m}
     config = target.config("paged_decode", **facts)
-    constants = _shared_constants(target, q, k_pages, window, soft_cap, config["block_n"])
+    constants = _shared_constants(target, call, config["block_n"])
     strands = num_kv_heads * ceil_div(num_rows, block_m)
     max_splits = max(ceil_div(max_pages * k_pages.shape[1], SPLIT_TOKENS), 1)
     # Enough programs to fill the device; a sequence's own length decides how many of its workers find a split.
@@ -144,12 +111,8 @@ def paged_decode(
         split_o = q.new_empty((*shape, head_dim), dtype=torch.float32)
         split_lse = q.new_empty(shape, dtype=torch.float32)
         arrivals = q.new_zeros((num_seqs, strands), dtype=torch.int32)
-    arguments = _shared_arguments(
-        q, k_pages, v_pages, page_table, kv_lens, sinks, alibi_slopes, k_scales, v_scales, out, lse,
-        scale, window, soft_cap,
-    )  # fmt: skip
-    arguments |= {
-        "tree_mask": tree_mask,
+    arguments = _shared_arguments(call) | {
+        "tree_mask": call.tree_mask,
         "split_o": split_o,
         "split_lse": split_lse,
         "arrivals": arrivals,
@@ -179,40 +142,20 @@ def paged_decode(
     ]
 
 
-def paged_prefill(
-    target: Target,
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    kv_lens: Tensor,
-    q_starts: Tensor,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    scale: float,
-    window: int,
-    soft_cap: float,
-) -> list[Launch]:
+def paged_prefill(target: Target, call: Attention) -> list[Launch]:
+    q, k_pages = call.q, call.k_pages
     num_tokens, num_q_heads, head_dim = q.shape
-    num_seqs, num_kv_heads = page_table.shape[0], k_pages.shape[2]
+    num_seqs, num_kv_heads = call.page_table.shape[0], k_pages.shape[2]
     config = target.config("paged_prefill", head_dim=head_dim, element_bits=_element_bits(q, k_pages))
     block_m = config["block_m"]
     # A tile for each BLOCK_M rows, and one for each sequence's ragged end.
     num_tiles = num_tokens * (num_q_heads // num_kv_heads) // block_m + num_seqs if num_seqs else 0
-    arguments = _shared_arguments(
-        q, k_pages, v_pages, page_table, kv_lens, sinks, alibi_slopes, k_scales, v_scales, out, lse,
-        scale, window, soft_cap,
-    )  # fmt: skip
     return [
         Launch(
             paged_prefill_kernel,
             (num_tiles, num_kv_heads),
-            arguments | {"q_starts": q_starts, "num_seqs": num_seqs},
-            _shared_constants(target, q, k_pages, window, soft_cap, config["block_n"]) | {"BLOCK_M": block_m},
+            _shared_arguments(call) | {"q_starts": call.q_starts, "num_seqs": num_seqs},
+            _shared_constants(target, call, config["block_n"]) | {"BLOCK_M": block_m},
             num_warps=config["num_warps"],
             num_stages=config["num_stages"],
             measured=config.measured,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pagedserve.backends.operands import AppendKv
 from pagedserve.backends.triton.kernels.append_kv import append_kv_kernel
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.sizes import ceil_div, power_of_two
@@ -35,16 +36,8 @@ def page_arguments(name: str, pages: Tensor, scales: Tensor | None) -> dict[str,
     return arguments
 
 
-def append_kv(
-    target: Target,
-    k: Tensor,
-    v: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    slot_mapping: Tensor,
-    k_scales: Tensor | None,
-    v_scales: Tensor | None,
-) -> list[Launch]:
+def append_kv(target: Target, call: AppendKv) -> list[Launch]:
+    k, v = call.k, call.v
     num_tokens, num_heads, head_dim = k.shape
     config = target.config("append_kv", head_dim=head_dim)
     heads = min(power_of_two(num_heads), config["heads"])
@@ -55,21 +48,21 @@ def append_kv(
             {
                 "k": k,
                 "v": v,
-                "slot_mapping": slot_mapping,
+                "slot_mapping": call.slot_mapping,
                 "k_token_stride": k.stride(0),
                 "k_head_stride": k.stride(1),
                 "v_token_stride": v.stride(0),
                 "v_head_stride": v.stride(1),
                 "num_heads": num_heads,
-                **page_arguments("k", k_pages, k_scales),
-                **page_arguments("v", v_pages, v_scales),
+                **page_arguments("k", call.k_pages, call.k_scales),
+                **page_arguments("v", call.v_pages, call.v_scales),
             },
             {
-                "PAGE_SIZE": k_pages.shape[1],
+                "PAGE_SIZE": call.k_pages.shape[1],
                 "HEAD_DIM": head_dim,
                 "BLOCK_D": power_of_two(head_dim, 2),
                 "HEADS": heads,
-                "KIND": kind_of(k_pages),
+                "KIND": kind_of(call.k_pages),
             },
             num_warps=config["num_warps"],
             measured=config.measured,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagedserve.backends.operands import AppendKv, Attention, Sample
 from pagedserve.backends.triton import attention, cache, fused, sampling
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.target import Target
@@ -65,7 +67,7 @@ class ModelShape:
         return pages, None if pages.is_floating_point() and pages.element_size() > 1 else torch.empty(rows)
 
 
-def _attention(shape: ModelShape, num_tokens: int) -> dict[str, object]:
+def _attention(shape: ModelShape, num_tokens: int) -> dict[str, Any]:
     features, (pages, scales) = shape.features, shape.pages()
     per_head = torch.empty(shape.num_q_heads)
     return {
@@ -89,14 +91,13 @@ def _attention(shape: ModelShape, num_tokens: int) -> dict[str, object]:
 def paged_decode(target: Target, shape: ModelShape) -> list[Launch]:
     q_len = shape.q_len
     mask = torch.empty((NUM_TOKENS, q_len, q_len), dtype=torch.bool) if "tree_mask" in shape.features else None
-    return attention.paged_decode(
-        target, tree_mask=mask, workspace=None, q_len=q_len, **_attention(shape, NUM_TOKENS * q_len)
-    )
+    call = Attention(tree_mask=mask, q_len=q_len, **_attention(shape, NUM_TOKENS * q_len))
+    return attention.paged_decode(target, call)
 
 
 def paged_prefill(target: Target, shape: ModelShape) -> list[Launch]:
     starts = torch.empty(NUM_TOKENS + 1, dtype=torch.int32)
-    return attention.paged_prefill(target, q_starts=starts, **_attention(shape, NUM_TOKENS))
+    return attention.paged_prefill(target, Attention(q_starts=starts, **_attention(shape, NUM_TOKENS)))
 
 
 def merge_states(target: Target, shape: ModelShape) -> list[Launch]:
@@ -109,7 +110,8 @@ def append_kv(target: Target, shape: ModelShape) -> list[Launch]:
     rows = shape.empty(NUM_TOKENS, shape.num_kv_heads, shape.head_dim)
     pages, scales = shape.pages()
     slots = torch.empty(NUM_TOKENS, dtype=torch.int64)
-    return cache.append_kv(target, rows, rows, pages, pages, slots, scales, scales)
+    call = AppendKv(k=rows, v=rows, k_pages=pages, v_pages=pages, slot_mapping=slots, k_scales=scales, v_scales=scales)
+    return cache.append_kv(target, call)
 
 
 def rms_norm(target: Target, shape: ModelShape) -> list[Launch]:
@@ -140,7 +142,8 @@ def sample(target: Target, shape: ModelShape) -> list[Launch]:
     params = (rows(), rows(torch.int32), *(rows() for _ in range(5)), rows(torch.int64), rows(torch.int64))
     history = (rows(torch.int32), rows(torch.int32, NUM_TOKENS + 1), rows(torch.int32))
     top = (torch.empty((NUM_TOKENS, 5), dtype=torch.int32), torch.empty(NUM_TOKENS, 5))
-    return sampling.sample(target, logits, *params, *history, rows(torch.int32), rows(), *top)
+    results = (rows(torch.int32), rows(), *top)
+    return sampling.sample(target, Sample.of("sample", logits, *params, *history, *results))
 
 
 OPS: dict[str, Callable[[Target, ModelShape], list[Launch]]] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from triton import JITFunction
 
+from pagedserve.backends.operands import OPERANDS
 from pagedserve.backends.triton.target import Target
 
 
@@ -70,23 +71,31 @@ class Launch:
 def as_op(
     build: Callable[..., list[Launch]], target: Callable[..., Target], run: Callable[[list[Launch]], None]
 ) -> Callable[..., None]:
-    """An op of the table of backends, with the name and annotations of what builds its launches, but for the target.
+    """An op of the table of backends, with the name of what builds its launches.
 
-    Its attribute describe(*operands) gives the lines of its launches, and runs nothing.
+    Its attribute build(target, *operands) gives its launches, describe(*operands) their lines; neither runs anything.
 
     Args:
+        build: takes the target, then the op's operands, or the one value of `OPERANDS` that holds them.
         target: of a call's operands.
         run: runs launches.
     """
 
+    name = build.__name__
+    kind = OPERANDS.get(name)
+
+    def launches(target: Target, *operands: Any) -> list[Launch]:
+        return build(target, *operands) if kind is None else build(target, kind.of(name, *operands))
+
     def op(*operands: Any) -> None:
-        run(build(target(*operands), *operands))
+        run(launches(target(*operands), *operands))
 
     def describe(*operands: Any) -> list[str]:
-        return [launch.describe() for launch in build(target(*operands), *operands)]
+        return [launch.describe() for launch in launches(target(*operands), *operands)]
 
-    op.__name__ = build.__name__
-    op.__annotations__ = {name: kind for name, kind in build.__annotations__.items() if name != "target"}
+    op.__name__ = name
+    if kind is None:
+        op.__annotations__ = {name: kind for name, kind in build.__annotations__.items() if name != "target"}
     op.__annotations__["return"] = None
-    op.describe, op.build = describe, build  # type: ignore[attr-defined]
+    op.describe, op.build = describe, launches  # type: ignore[attr-defined]
     return op

@@ -4,36 +4,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from pagedserve.backends.operands import Sample
 from pagedserve.backends.triton.kernels.sample import count_history_kernel, sample_kernel
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.sizes import ceil_div, power_of_two
 from pagedserve.backends.triton.target import Target
+from pagedserve.specs import sampling
 
+ROW_PARAMS = tuple(entry.name for entry in sampling.ROW_PARAMS)
 HISTORY_BLOCK = 256  # tokens of a row's history that one program counts
 
 
-def sample(
-    target: Target,
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    repetition: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    seeds: Tensor,
-    offsets: Tensor,
-    history: Tensor,
-    history_starts: Tensor,
-    output_starts: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-    top_tokens: Tensor,
-    top_logprobs: Tensor,
-) -> list[Launch]:
+def sample(target: Target, call: Sample) -> list[Launch]:
+    logits, history = call.logits, call.history
     num_rows, vocab_size = logits.shape
     config = target.config("sample", vocab_size=vocab_size)
     launches, seen = [], None
@@ -43,35 +27,24 @@ def sample(
         grid = (ceil_div(len(history), HISTORY_BLOCK), num_rows)
         arguments = {
             "history": history,
-            "history_starts": history_starts,
-            "output_starts": output_starts,
+            "history_starts": call.history_starts,
+            "output_starts": call.output_starts,
             "seen": seen,
             "vocab_size": vocab_size,
         }
         launches.append(Launch(count_history_kernel, grid, arguments, {"BLOCK": HISTORY_BLOCK}, num_warps=4))
-    rows = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition": repetition,
-        "presence": presence,
-        "frequency": frequency,
-        "seeds": seeds,
-        "offsets": offsets,
-    }
     arguments = {
         "logits": logits,
-        **rows,
+        **{name: getattr(call, name) for name in ROW_PARAMS},
         "seen": seen,
         "scores": torch.empty((num_rows, vocab_size), dtype=torch.float32, device=logits.device),
-        "tokens": tokens,
-        "logprobs": logprobs,
-        "top_tokens": top_tokens,
-        "top_logprobs": top_logprobs,
+        "tokens": call.tokens,
+        "logprobs": call.logprobs,
+        "top_tokens": call.top_tokens,
+        "top_logprobs": call.top_logprobs,
         "logits_stride": logits.stride(0),
         "vocab_size": vocab_size,
-        "num_top": top_tokens.shape[1],
+        "num_top": call.top_tokens.shape[1],
     }
     block = min(power_of_two(vocab_size, 16), config["block"])
     launches.append(

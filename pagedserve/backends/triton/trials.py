@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pagedserve.backends.operands import AppendKv, Attention, Sample
 from pagedserve.backends.triton import attention, cache, fused, sampling, version
 from pagedserve.backends.triton.catalogue import DTYPES
 from pagedserve.backends.triton.launch import Launch
@@ -40,20 +41,30 @@ def _attention(op: str, num_seqs: int, kv_len: int, head_dim: int, dtype: str, k
     table = torch.randperm(num_pages, device="cuda").to(torch.int32).view(num_seqs, -1)
     lens = torch.full((num_seqs,), kv_len, device="cuda", dtype=torch.int32)
     q = _normal(num_tokens, 32, head_dim, dtype=DTYPES[dtype])
-    shared = (None, None, k_scales, v_scales, torch.empty_like(q), None)
+    call = Attention(
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        page_table=table,
+        kv_lens=lens,
+        k_scales=k_scales,
+        v_scales=v_scales,
+        out=torch.empty_like(q),
+        scale=head_dim**-0.5,
+    )
     if op == "paged_decode":
-        tail = (None, q_len, head_dim**-0.5, 0, 0.0)
-        return lambda target: attention.paged_decode(target, q, k_pages, v_pages, table, lens, None, *shared, *tail)
-    starts = torch.arange(0, num_tokens + 1, q_len, device="cuda", dtype=torch.int32)
-    ends = (head_dim**-0.5, 0, 0.0)
-    return lambda target: attention.paged_prefill(target, q, k_pages, v_pages, table, lens, starts, *shared, *ends)
+        call.q_len = q_len
+        return lambda target: attention.paged_decode(target, call)
+    call.q_starts = torch.arange(0, num_tokens + 1, q_len, device="cuda", dtype=torch.int32)
+    return lambda target: attention.paged_prefill(target, call)
 
 
 def _append() -> Build:
     k, v = _normal(4096, 8, 128), _normal(4096, 8, 128)
     (k_pages, _), (v_pages, _) = (_pages(512, 8, 128, "bfloat16") for _ in range(2))
     slots = torch.randperm(512 * 16, device="cuda")[:4096]
-    return lambda target: cache.append_kv(target, k, v, k_pages, v_pages, slots, None, None)
+    call = AppendKv(k=k, v=v, k_pages=k_pages, v_pages=v_pages, slot_mapping=slots)
+    return lambda target: cache.append_kv(target, call)
 
 
 def _merge() -> Build:
@@ -89,7 +100,8 @@ def _sample() -> Build:
     starts = torch.zeros(num_rows + 1, device="cuda", dtype=torch.int32)
     history = (starts[:0], starts, starts[:-1])
     results = (full(0, torch.int32), full(0), logits.new_empty((num_rows, 0), dtype=torch.int32), logits[:, :0])
-    return lambda target: sampling.sample(target, logits, *params, *keys, *history, *results)
+    call = Sample.of("sample", logits, *params, *keys, *history, *results)
+    return lambda target: sampling.sample(target, call)
 
 
 def _attention_trial(op: str, shape: tuple[int, int, int], dtype: str, kv: str, bits: int, q_len: int = 1) -> Trial:
