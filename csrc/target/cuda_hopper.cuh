@@ -97,101 +97,52 @@ PAGEDSERVE_DEVICE void wgmma_wait() {
 
 template <class T, int kA, int kB>
 PAGEDSERVE_DEVICE void wgmma_async(float (&d)[4], uint64_t a, uint64_t b, int keep) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %6, 0; "
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3"
-        "}, %4, %5, p, 1, 1, %7, %8; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %6, 0; "
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
-        "%0, %1, %2, %3"
-        "}, %4, %5, p, 1, 1, %7, %8; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  }
+  PAGEDSERVE_ASM_OF(T, "{ .reg .pred p; setp.ne.b32 p, %6, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.",
+                    " {"
+                    "%0, %1, %2, %3"
+                    "}, %4, %5, p, 1, 1, %7, %8; }" : "+f"(d[0]),
+                    "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
 }
 template <class T, int kA, int kB>
 PAGEDSERVE_DEVICE void wgmma_async(float (&d)[8], uint64_t a, uint64_t b, int keep) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %10, 0; "
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7"
-        "}, %8, %9, p, 1, 1, %11, %12; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %10, 0; "
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7"
-        "}, %8, %9, p, 1, 1, %11, %12; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  }
+  PAGEDSERVE_ASM_OF(T, "{ .reg .pred p; setp.ne.b32 p, %10, 0; wgmma.mma_async.sync.aligned.m64n16k16.f32.",
+                    " {"
+                    "%0, %1, %2, %3, %4, %5, %6, %7"
+                    "}, %8, %9, p, 1, 1, %11, %12; }" : "+f"(d[0]),
+                    "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]) : "l"(a), "l"(b),
+                    "r"(keep), "n"(kA), "n"(kB));
 }
 template <class T, int kA, int kB>
 PAGEDSERVE_DEVICE void wgmma_async(float (&d)[16], uint64_t a, uint64_t b, int keep) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %18, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, %16, %17, p, 1, 1, %19, %20; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %18, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, %16, %17, p, 1, 1, %19, %20; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  }
+  PAGEDSERVE_ASM_OF(T, "{ .reg .pred p; setp.ne.b32 p, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.",
+                    " {"
+                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+                    "}, %16, %17, p, 1, 1, %19, %20; }" : "+f"(d[0]),
+                    "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                    "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]) : "l"(a),
+                    "l"(b), "r"(keep), "n"(kA), "n"(kB));
 }
 template <class T, int kA, int kB>
 PAGEDSERVE_DEVICE void wgmma_async(float (&d)[32], uint64_t a, uint64_t b, int keep) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, %35, %36; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, %35, %36; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
-  }
+  PAGEDSERVE_ASM_OF(T, "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.",
+                    " {"
+                    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                    "}, %32, %33, p, 1, 1, %35, %36; }" : "+f"(d[0]),
+                    "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                    "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                    "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+                    "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+                    "+f"(d[30]), "+f"(d[31]) : "l"(a), "l"(b), "r"(keep), "n"(kA), "n"(kB));
 }
 // d [64, n] = a [64, 16] b [16, n] (+ d), in T (bf16 or f16) with f32 sums; n is 8, 16, 32 or 64. With warp w, g =
 // lane / 4, q = lane % 4 * 2, the thread has d[4 i + j] at row 16 w + g + j / 2 * 8, column 8 i + q + j % 2.
 template <class T, Major kMajorA = Major::kK, Major kMajorB = Major::kK, int kCount>
 PAGEDSERVE_DEVICE void wgmma_m64k16(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate = true) {
-  static_assert(std::is_same<T, BF16>::value || std::is_same<T, F16>::value, "wgmma multiplies bf16 or f16");
   wgmma_async<T, kMajorA == Major::kMN, kMajorB == Major::kMN>(d, a, b, accumulate);
 }
+
+#undef PAGEDSERVE_ASM_OF
 
 // ---- matrices and registers ----
 

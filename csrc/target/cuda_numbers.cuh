@@ -161,79 +161,61 @@ PAGEDSERVE_DEVICE float tanh_approx(float x) {
 
 // ---- matrices: the whole warp together ----
 
+#define PAGEDSERVE_LOAD_MATRICES(trans)                                                      \
+  static_assert(N == 1 || N == 2 || N == 4, "a warp loads 1, 2 or 4 matrices");              \
+  const uint32_t address = shared_address(row);                                              \
+  if constexpr (N == 1)                                                                      \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1" trans ".shared.b16 {%0}, [%1];"             \
+                 : "=r"(r[0])                                                                \
+                 : "r"(address)                                                              \
+                 : "memory");                                                                \
+  else if constexpr (N == 2)                                                                 \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 {%0, %1}, [%2];"         \
+                 : "=r"(r[0]), "=r"(r[1])                                                    \
+                 : "r"(address)                                                              \
+                 : "memory");                                                                \
+  else                                                                                       \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                            \
+                 : "r"(address)                                                              \
+                 : "memory")
 // Loads N matrices of 8 x 8 16-bit elements; N is 1, 2 or 4. Lane l gives the address of row l % 8 of matrix l / 8: 16
 // bytes, at a multiple of 16. In register i it gets elements (l / 4, l % 4 * 2) and the next of matrix i.
 template <int N>
 PAGEDSERVE_DEVICE void load_matrices(uint32_t (&r)[N], const void* row) {
-  static_assert(N == 1 || N == 2 || N == 4, "load_matrices loads 1, 2 or 4");
-  const uint32_t address = shared_address(row);
-  if constexpr (N == 1)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
-  else if constexpr (N == 2)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
+  PAGEDSERVE_LOAD_MATRICES("");
 }
 // The same, of each matrix's transpose.
 template <int N>
 PAGEDSERVE_DEVICE void load_matrices_transposed(uint32_t (&r)[N], const void* row) {
-  static_assert(N == 1 || N == 2 || N == 4, "load_matrices_transposed loads 1, 2 or 4");
-  const uint32_t address = shared_address(row);
-  if constexpr (N == 1)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
-  else if constexpr (N == 2)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
+  PAGEDSERVE_LOAD_MATRICES(".trans");
 }
+#undef PAGEDSERVE_LOAD_MATRICES
+
+// One instruction for bf16 or f16: the text of an asm is a literal. Then come its operands.
+#define PAGEDSERVE_ASM_OF(T, before, after, ...)                                                        \
+  static_assert(std::is_same<T, BF16>::value || std::is_same<T, F16>::value, "multiplies bf16 or f16"); \
+  if constexpr (std::is_same<T, BF16>::value)                                                           \
+    asm volatile(before "bf16.bf16" after __VA_ARGS__);                                                 \
+  else                                                                                                  \
+    asm volatile(before "f16.f16" after __VA_ARGS__)
 
 // d += a b, of a [16, 16] and b [16, 8] in T (bf16 or f16), d [16, 8] in f32. With g = lane / 4, q = lane % 4 * 2:
 //   a[0] (g, q) (g, q + 1)   a[1] (g + 8, q) ..   a[2] (g, q + 8) ..   a[3] (g + 8, q + 8) ..
 //   b[0] (q, g) (q + 1, g)   b[1] (q + 8, g) ..   d[0..1] (g, q) (g, q + 1)   d[2..3] (g + 8, q) ..
 template <class T>
 PAGEDSERVE_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    static_assert(std::is_same<T, F16>::value, "mma multiplies bf16 or f16");
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
+  PAGEDSERVE_ASM_OF(T, "mma.sync.aligned.m16n8k16.row.col.f32.",
+                    ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]),
+                    "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // The same with 8 columns of a: a[0] (g, q) (g, q + 1), a[1] (g + 8, q) ..; b[0] (q, g) (q + 1, g).
 template <class T>
 PAGEDSERVE_DEVICE void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-  if constexpr (std::is_same<T, BF16>::value) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
-  } else {
-    static_assert(std::is_same<T, F16>::value, "mma multiplies bf16 or f16");
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));
-  }
+  PAGEDSERVE_ASM_OF(T, "mma.sync.aligned.m16n8k8.row.col.f32.",
+                    ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]),
+                    "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
 }  // namespace pagedserve::target
