@@ -26,7 +26,7 @@ from pagedserve.cli.rush_load import Call, Rush, run_rush
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.simulate.calibrate import Fit, MeasuredStep, fit, read_steps
 from pagedserve.simulate.cluster import simulate
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepLaw
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
@@ -107,7 +107,7 @@ def calibration(vocab_size: int, seed: int, sizes: Sequence[int]) -> list[list[C
     return groups
 
 
-def simulated(config: SchedulerConfig, cost: StepCost, calls: Sequence[Call]) -> Results:
+def simulated(config: SchedulerConfig, cost: StepLaw, calls: Sequence[Call]) -> Results:
     """What the simulator makes of calls that came when they were due."""
     requests = (Request(call.due_s, call.prompt, call.max_tokens, NO_SLO) for call in calls)
     return simulate(config, cost, requests, promises=False)
@@ -194,7 +194,7 @@ def _params(call: Call) -> Any:
     return SamplingParams(max_tokens=call.max_tokens, temperature=0.0, ignore_eos=True, cache_salt=str(call.number))
 
 
-def capacity_of(config: SchedulerConfig, cost: StepCost) -> float:
+def capacity_of(config: SchedulerConfig, cost: StepLaw) -> float:
     """Requests a second of the steady workload's sizes, by the fitted cost."""
     clock, workload = random.Random(0), WORKLOADS[0]
     lengths = [(workload.prompt(clock), workload.output(clock)) for _ in range(8 * MAX_SEQS)]

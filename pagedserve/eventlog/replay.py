@@ -11,7 +11,7 @@ from typing import Any
 
 from pagedserve.eventlog.codec import Session
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.cost import CostModel, StepPrices
+from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
     Abort,
     Arrive,
@@ -169,8 +169,7 @@ def what_if(session: Session, config: SchedulerConfig, **promised: Any) -> Outco
     Args:
         promised: ttft_deadline_s, tpot_target_s or deadline_s to put in place of every request's own.
     """
-    logged, prices = _as_logged(session)
-    law = CostModel(prices)
+    logged, law = _as_logged(session)
     coming = deque(record for record, _ in session.entries if isinstance(record, (Arrive, Resize, Drain)))
     scheduler, book, t = Scheduler(config), _Book(), -math.inf
     while True:

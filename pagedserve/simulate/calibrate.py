@@ -16,9 +16,10 @@ from os import PathLike
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import read_log
 from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Planned, Record, StepDone, StepFailed
 from pagedserve.scheduling.scheduler import Scheduler
-from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
+from pagedserve.simulate.cost import StepCurve, hat_weights
 from pagedserve.simulate.hardware import Constant, Machine
 
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -26,19 +27,19 @@ KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStep:
-    """A step that a real engine computed. period_s: until the next was planned, where that followed at once."""
+    """A step that a real engine computed. period_ms: until the next was planned, where that followed at once."""
 
     t: float
-    work: StepWork
-    seconds: float
-    period_s: float
+    shape: StepShape
+    ms: float
+    period_ms: float
 
 
 def measured_steps(config: SchedulerConfig, records: Iterable[Record]) -> Iterator[MeasuredStep]:
     """The steps of a log that were done, in order.
 
     A step's period is from its plan to the next one, if that was made within a step's time after its end: what the loop
-    does between two steps is in it. Else it is the step's own seconds.
+    does between two steps is in it. Else it is the step's own time.
     """
     scheduler = Scheduler(config)
     plan, planned_s = None, 0.0
@@ -46,14 +47,14 @@ def measured_steps(config: SchedulerConfig, records: Iterable[Record]) -> Iterat
     for record in records:
         if isinstance(record, Planned):
             if last is not None:
-                gap = record.t - last.t - last.seconds
-                yield replace(last, period_s=last.seconds + gap) if 0 <= gap < last.seconds else last
+                period_ms = 1e3 * (record.t - last.t)
+                yield replace(last, period_ms=period_ms) if last.ms <= period_ms < 2 * last.ms else last
                 last = None
             plan, planned_s = scheduler.plan(record.t), record.t
             continue
         if isinstance(record, StepDone) and plan is not None:
-            seconds = record.t - planned_s
-            last = MeasuredStep(planned_s, work_of(plan), seconds, seconds) if seconds > 0 else None
+            ms = 1e3 * (record.t - planned_s)
+            last = MeasuredStep(planned_s, plan.shape, ms, ms) if ms > 0 else None
         if isinstance(record, (StepDone, StepFailed)):
             plan = None
         scheduler.apply(record)
@@ -75,7 +76,7 @@ def read_steps(path: str | PathLike[str]) -> tuple[SchedulerConfig, list[Measure
 class Fit:
     """A cost, and how far off it is on its own steps: in their whole time, and in a single one (median)."""
 
-    cost: StepCost
+    cost: StepCurve
     num_steps: int
     total_error: float
     median_error: float
@@ -93,11 +94,10 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
         raise InvalidInput(
             f"{len(steps)} measured steps are too few for {count} prices; give a log of at least {4 * count}"
         )
-    rows = [
-        [*hat_weights(s.work.num_tokens, knots), s.work.decode_context, s.work.chunk_context, s.work.num_rows]
-        for s in steps
-    ]
-    truth = [step.period_s for step in steps]
+    rows = []
+    for num_tokens, num_seqs, context, pairs in (step.shape for step in steps):
+        rows.append([*hat_weights(num_tokens, knots), context, pairs, num_seqs])
+    truth = [step.period_ms for step in steps]
     weights = [1.0 / value for value in truth]
     prices = [0.0] * count
     for _ in range(rounds):
@@ -112,8 +112,8 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
     alike = [(guess, value) for guess, value in zip(guesses, truth, strict=True) if guess / 3 < value < guess * 3]
     scale = sum(value for _, value in alike) / sum(guess for guess, _ in alike) if alike else 1.0
     prices = [price * scale for price in prices]
-    cost = StepCost(zip(knots, prices, strict=False), context_s=prices[-3], attend_s=prices[-2], row_s=prices[-1])
-    guesses = [cost.step_s(step.work) for step in steps]
+    cost = StepCurve(zip(knots, prices, strict=False), context_ms=prices[-3], pair_ms=prices[-2], seq_ms=prices[-1])
+    guesses = [cost.ms(step.shape) for step in steps]
     errors = sorted(abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True))
     return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
 
@@ -125,10 +125,10 @@ def machine_from_log(path: str | PathLike[str]) -> Machine:
     source = f"{fitted.num_steps:,} steps of {path}, median error {fitted.median_error:.1%}"
     cost = fitted.cost
     constants = (
-        *(Constant(f"step of {tokens:g} tokens", s * 1e3, "ms", "measured", source) for tokens, s in cost.curve),
-        Constant("reading a token's keys and values", cost.context_s * 1e9, "ns", "measured", source),
-        Constant("attending from a prompt's token to another", cost.attend_s * 1e9, "ns", "measured", source),
-        Constant("sampling a token", cost.row_s * 1e6, "us", "measured", source),
+        *(Constant(f"step of {tokens:g} tokens", ms, "ms", "measured", source) for tokens, ms in cost.knots),
+        Constant("reading a token's keys and values", cost.context_ms * 1e6, "ns", "measured", source),
+        Constant("attending from a prompt's token to another", cost.pair_ms * 1e6, "ns", "measured", source),
+        Constant("a sequence of a step", cost.seq_ms * 1e3, "us", "measured", source),
         Constant(f"pages of {config.page_size} tokens", config.num_pages, "", "measured", f"the log's own: {path}"),
     )
     name = f"the machine of {path}"
@@ -137,7 +137,7 @@ def machine_from_log(path: str | PathLike[str]) -> Machine:
 
 def _knots(steps: Sequence[MeasuredStep]) -> list[float]:
     """Of KNOTS, those with measured steps on both sides near enough to say something about them."""
-    sizes = sorted(step.work.num_tokens for step in steps)
+    sizes = sorted(step.shape.num_tokens for step in steps)
     if not sizes:
         return [1.0]
     chosen: list[float] = []

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.cost import StepPrices
+from pagedserve.scheduling.cost import StepShape
 from pagedserve.simulate.autoscaling import Autoscaler, Policy, predictive, seconds_to_drain
 from pagedserve.simulate.cluster import Cluster, Scaling
-from pagedserve.simulate.cost import StepCost, StepWork
+from pagedserve.simulate.cost import StepCurve
 from pagedserve.simulate.hardware import Machine
 from pagedserve.simulate.results import Results
 from pagedserve.simulate.workload import (
@@ -74,28 +74,14 @@ class Traffic:
         return requests(profile.arrivals(self.seed), prompt, output, slo=self.slo, seed=self.seed + 1)
 
 
-def step_tokens(cost: StepCost, slo: Slo, least: int = 256, most: int = 8192) -> int:
+def step_tokens(cost: StepCurve, slo: Slo, least: int = 256, most: int = 8192) -> int:
     """Tokens of a step that takes, without context, at most 70 % of the TPOT target; a multiple of 128."""
     if slo.tpot_s is None:
         return 2048
     tokens = most
-    while tokens > least and cost.step_s(StepWork(tokens, 1, 0, 0)) > 0.7 * slo.tpot_s:
+    while tokens > least and cost.ms(StepShape(tokens, 1, 0, 0)) > 700 * slo.tpot_s:
         tokens -= 128
     return tokens
-
-
-def prices_of(cost: StepCost) -> StepPrices:
-    """What a scheduler that has measured many steps of this cost knows of it."""
-    (_, first_s), (tokens, last_s) = cost.curve[0], cost.curve[-1]
-    return StepPrices(
-        weights_ms=1e3 * first_s,
-        token_ms=1e3 * last_s / tokens,
-        context_ms=1e3 * cost.context_s,
-        pair_ms=1e3 * cost.attend_s,
-        seq_ms=1e3 * cost.row_s,
-        step_ms=0.0,
-        uncertainty=0.2,
-    )
 
 
 def replica_config(machine: Machine, slo: Slo, max_seqs: int = 256) -> SchedulerConfig:
@@ -107,7 +93,7 @@ def replica_config(machine: Machine, slo: Slo, max_seqs: int = 256) -> Scheduler
         max_step_tokens=max(step_tokens(machine.cost, slo), max_seqs),
         max_model_len=min(machine.context_length, machine.num_pages * machine.page_size),
         prefix_cache=False,  # the users of a plan share no prefix
-        prices=prices_of(machine.cost),
+        prices=machine.cost.prices(),
     )
 
 
@@ -227,7 +213,7 @@ class Planner:
     def _ceiling(self) -> float:
         """Requests a second that no replica reaches: its tokens at full steps, without context, sampling or chance."""
         tokens = self.config.max_step_tokens
-        step_s = self.machine.cost.step_s(StepWork(tokens, 1, 0, 0))
+        step_s = self.machine.cost.ms(StepShape(tokens, 1, 0, 0)) / 1e3
         return 1.2 * tokens / step_s / (self.traffic.prompt_mean + self.traffic.output_mean)
 
 

@@ -14,7 +14,7 @@ from pagedserve.scheduling.events import Decision, Expire, Finish, Reject
 from pagedserve.scheduling.scheduler import OnEvent
 from pagedserve.simulate.autoscaling import Autoscaler, Load, Trend
 from pagedserve.simulate.balancing import Balancer, LeastBacklog
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepLaw
 from pagedserve.simulate.replica import Replica, Visit
 from pagedserve.simulate.results import SERVED, Results, Sample
 from pagedserve.simulate.workload import Request
@@ -60,7 +60,7 @@ class Cluster:
     def __init__(
         self,
         config: SchedulerConfig,
-        cost: StepCost,
+        cost: StepLaw,
         *,
         num_replicas: int = 1,
         balancer: Balancer | None = None,
@@ -238,7 +238,7 @@ class Cluster:
 
 
 def simulate(
-    config: SchedulerConfig, cost: StepCost, requests: Iterable[Request], *, promises: bool = True, returns: int = 0
+    config: SchedulerConfig, cost: StepLaw, requests: Iterable[Request], *, promises: bool = True, returns: int = 0
 ) -> Results:
     """One replica, one workload."""
     return Cluster(config, cost, promises=promises, returns=returns).run(requests)

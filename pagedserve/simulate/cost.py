@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step costs, in seconds of virtual time.
+"""What a step takes in virtual time. Anything that says so for a step's shape will do: the scheduler's own StepPrices,
+or a curve as it was measured,
 
-    step_s = curve(num_tokens) + context_s * decode_context + attend_s * chunk_context + row_s * num_rows
+    ms = curve(num_tokens) + context_ms * context + pair_ms * pairs + seq_ms * num_seqs
 
-curve is the work that does not depend on context: straight lines between knots, the last one going on. A roofline's is
-max(time to read the weights, time to multiply num_tokens) plus the launch; that of measured steps is what they say.
+which is the formula of scheduling/cost.py with straight lines between knots, the last one going on, in place of
+max(weights, token * tokens) + step. A roofline's curve is that very maximum; measured steps have corners of their own.
 """
 
 from __future__ import annotations
@@ -12,83 +13,70 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.events import StepPlan
+from pagedserve.scheduling.cost import StepPrices, StepShape
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """What a step computes.
+class StepLaw(Protocol):
+    """What a step of a shape takes."""
 
-    Attributes:
-        num_tokens: of decodes and chunks.
-        num_rows: that sample.
-        decode_context: tokens of keys and values that the decodes read, summed.
-        chunk_context: pairs of a chunk's token and a token it attends to.
-    """
-
-    num_tokens: int
-    num_rows: int
-    decode_context: int
-    chunk_context: int
+    def ms(self, shape: StepShape) -> float: ...
 
 
-def work_of(plan: StepPlan) -> StepWork:
-    """The work of a plan, which knows its own shape."""
-    shape = plan.shape
-    num_rows = len(plan.decode_ids) + sum(chunk.samples for chunk in plan.chunks)
-    return StepWork(shape.num_tokens, num_rows, shape.context, shape.pairs)
-
-
-class StepCost:
+class StepCurve:
     """The formula above.
 
     Args:
-        curve: knots (num_tokens, seconds), rising in tokens; at least one.
-        context_s, attend_s, row_s: seconds each, at least 0.
+        knots: (num_tokens, ms), rising in tokens; at least one.
+        context_ms, pair_ms, seq_ms: as in StepPrices, each at least 0.
 
     Raises:
         InvalidInput: a knot or a price cannot be.
     """
 
     def __init__(
-        self, curve: Iterable[tuple[float, float]], *, context_s: float = 0.0, attend_s: float = 0.0, row_s: float = 0.0
+        self,
+        knots: Iterable[tuple[float, float]],
+        *,
+        context_ms: float = 0.0,
+        pair_ms: float = 0.0,
+        seq_ms: float = 0.0,
     ) -> None:
-        self.curve = tuple(curve)
-        self.context_s, self.attend_s, self.row_s = context_s, attend_s, row_s
-        prices = [context_s, attend_s, row_s, *(seconds for _, seconds in self.curve)]
-        if not self.curve or not all(math.isfinite(price) and price >= 0 for price in prices):
-            raise InvalidInput(f"a step's cost needs knots, and seconds of at least 0; got {self}")
-        self._tokens = [tokens for tokens, _ in self.curve]
+        self.knots = tuple(knots)
+        self.context_ms, self.pair_ms, self.seq_ms = context_ms, pair_ms, seq_ms
+        prices = [context_ms, pair_ms, seq_ms, *(ms for _, ms in self.knots)]
+        if not self.knots or not all(math.isfinite(price) and price >= 0 for price in prices):
+            raise InvalidInput(f"a step's curve needs knots, and prices of at least 0 ms; got {self}")
+        self._tokens = [tokens for tokens, _ in self.knots]
         if any(b <= a for a, b in zip(self._tokens, self._tokens[1:], strict=False)):
-            raise InvalidInput(f"the knots of a step's cost rise in tokens; got {self._tokens}")
-        self._known: dict[int, float] = {}  # curve, by num_tokens: steps repeat themselves
+            raise InvalidInput(f"the knots of a step's curve rise in tokens; got {self._tokens}")
+        self._known: dict[int, float] = {}  # by num_tokens: steps repeat themselves
 
     def __repr__(self) -> str:
-        prices = f"context_s={self.context_s:.3g}, attend_s={self.attend_s:.3g}, row_s={self.row_s:.3g}"
-        return f"StepCost({list(self.curve)}, {prices})"
+        prices = f"context_ms={self.context_ms:.3g}, pair_ms={self.pair_ms:.3g}, seq_ms={self.seq_ms:.3g}"
+        return f"StepCurve({list(self.knots)}, {prices})"
 
-    def step_s(self, work: StepWork) -> float:
-        """Seconds of a step, O(1)."""
-        fixed = self._known.get(work.num_tokens)
+    def ms(self, shape: StepShape) -> float:
+        """Of a step, O(1)."""
+        num_tokens, num_seqs, context, pairs = shape
+        fixed = self._known.get(num_tokens)
         if fixed is None:
-            fixed = self._known[work.num_tokens] = self._on_curve(work.num_tokens)
-        rest = self.context_s * work.decode_context + self.attend_s * work.chunk_context + self.row_s * work.num_rows
-        return fixed + rest
+            weights = hat_weights(num_tokens, self._tokens)
+            mixed = sum(weight * ms for weight, (_, ms) in zip(weights, self.knots, strict=True))
+            fixed = self._known[num_tokens] = max(0.0, mixed)
+        return fixed + self.context_ms * context + self.pair_ms * pairs + self.seq_ms * num_seqs
 
-    def _on_curve(self, tokens: float) -> float:
-        knots = self.curve
-        if len(knots) == 1 or tokens <= knots[0][0]:
-            return knots[0][1]
-        place = min(bisect_right(self._tokens, tokens), len(knots) - 1)
-        (t0, s0), (t1, s1) = knots[place - 1], knots[place]
-        return max(0.0, s0 + (s1 - s0) * (tokens - t0) / (t1 - t0))
+    def prices(self) -> StepPrices:
+        """What a scheduler that has measured many such steps knows of them."""
+        (_, least_ms), (tokens, most_ms) = self.knots[0], self.knots[-1]
+        own = {"context_ms": self.context_ms, "pair_ms": self.pair_ms, "seq_ms": self.seq_ms}
+        return StepPrices(weights_ms=least_ms, token_ms=most_ms / tokens, **own, step_ms=0.0, uncertainty=0.2)
 
 
 def hat_weights(tokens: float, knots: Sequence[float]) -> list[float]:
-    """How StepCost mixes the value at `tokens` from those at its knots; they sum to 1, and may be negative beyond."""
+    """How StepCurve mixes the value at `tokens` from those at its knots; they sum to 1, and may be negative beyond."""
     weights = [0.0] * len(knots)
     if len(knots) == 1 or tokens <= knots[0]:
         weights[0] = 1.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pagedserve.errors import InvalidInput
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepCurve
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Machine:
     """A model on a device: what a step costs, how many pages there are, and where all that is from."""
 
     name: str
-    cost: StepCost
+    cost: StepCurve
     num_pages: int
     page_size: int
     context_length: int
@@ -158,12 +158,12 @@ def roofline(model: ModelShape, gpu: Gpu) -> Machine:
     read_s = model.weight_bytes_each * (model.matrix_weights + model.head_weights) / bytes_per_s
     token_s = 2 * model.matrix_weights / flops_per_s
     ridge = max(read_s / token_s, 1.0)  # tokens at which multiplying takes as long as reading the weights
-    curve = [(ridge, STEP_OVERHEAD_S + ridge * token_s), (2 * ridge, STEP_OVERHEAD_S + 2 * ridge * token_s)]
-    cost = StepCost(
-        curve,
-        context_s=model.kv_token_bytes / bytes_per_s,
-        attend_s=4 * model.num_layers * model.num_q_heads * model.head_dim / (gpu.flops_per_s * FLOPS_SHARE),
-        row_s=ROW_S + 2 * model.head_weights / flops_per_s,
+    attend_s = 4 * model.num_layers * model.num_q_heads * model.head_dim / (gpu.flops_per_s * FLOPS_SHARE)
+    cost = StepCurve(
+        [(tokens, 1e3 * (STEP_OVERHEAD_S + tokens * token_s)) for tokens in (ridge, 2 * ridge)],
+        context_ms=1e3 * model.kv_token_bytes / bytes_per_s,
+        pair_ms=1e3 * attend_s,
+        seq_ms=1e3 * (ROW_S + 2 * model.head_weights / flops_per_s),
     )
     sheet, own = gpu.sheet, f"{model.name}: {model.source}"
     constants = (

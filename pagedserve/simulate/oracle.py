@@ -16,7 +16,7 @@ from itertools import islice
 
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.simulate.cluster import simulate
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepLaw
 from pagedserve.simulate.results import Summary
 from pagedserve.simulate.workload import Request
 
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(
-    config: SchedulerConfig, cost: StepCost, workload: Workload, *, bounds: Sequence[int] = BOUNDS
+    config: SchedulerConfig, cost: StepLaw, workload: Workload, *, bounds: Sequence[int] = BOUNDS
 ) -> Comparison:
     """Run a workload as it is, unbounded, and under each bound. All requests carry a TTFT promise."""
     promised = simulate(config, cost, workload()).summary()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import Abort, Arrive, Decision, Drain, Expire, Finish, Reject, StepDone, StepPlan
 from pagedserve.scheduling.scheduler import OnEvent, Scheduler
-from pagedserve.simulate.cost import StepCost, work_of
+from pagedserve.simulate.cost import StepLaw
 from pagedserve.simulate.workload import Request
 
 WORD, STOP = 0, 1  # every token sampled, and the one that ends a request before its max_tokens
@@ -47,7 +47,7 @@ class Replica:
         self,
         number: int,
         config: SchedulerConfig,
-        cost: StepCost,
+        cost: StepLaw,
         ended: Ended,
         *,
         promises: bool = True,
@@ -64,7 +64,7 @@ class Replica:
         self._inbox: list[Visit] = []
         self._open: dict[str, Visit] = {}
         self._plan: StepPlan | None = None
-        self._step_s = 0.0
+        self._step_ms = 0.0
         self._tick = 0
         self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
 
@@ -92,10 +92,9 @@ class Replica:
         self.busy = plan is not None or bool(self._open)
         if plan is None:
             return t + STARVED_WAIT_S if self._open else None
-        work = work_of(plan)
-        self.computed_tokens += work.num_tokens
-        self._step_s = self._cost.step_s(work)
-        return t + self._step_s
+        self.computed_tokens += plan.shape.num_tokens
+        self._step_ms = self._cost.ms(plan.shape)
+        return t + self._step_ms / 1e3
 
     def end(self, t: float) -> None:
         """The step is over, or it is time to look at deadlines."""
@@ -105,7 +104,7 @@ class Replica:
             return
         self.steps += 1
         tokens = self._sample(plan, t)
-        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(1e3 * self._step_s, 3))), t)
+        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(self._step_ms, 3))), t)
 
     def drain(self, t: float) -> None:
         """Take nobody from now on."""

@@ -7,10 +7,10 @@ import pytest
 
 from bench import fidelity
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepCurve
 
 CONFIG = SchedulerConfig(num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=256, max_model_len=2048)
-COST = StepCost([(1, 5e-3), (256, 100e-3)])
+COST = StepCurve([(1, 5.0), (256, 100.0)])
 
 
 @pytest.mark.parametrize("workload", fidelity.WORKLOADS, ids=lambda workload: workload.name)
@@ -27,7 +27,7 @@ def test_workloads_are_drawn_by_seed_and_fit_the_engine(workload):
 
 def test_errors_are_of_the_simulated_over_the_real():
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
-    slow = StepCost([(tokens, 1.1 * seconds) for tokens, seconds in COST.curve])
+    slow = StepCurve([(tokens, 1.1 * ms) for tokens, ms in COST.knots])
     real, guess = fidelity.simulated(CONFIG, COST, calls), fidelity.simulated(CONFIG, slow, calls)
     rows = {row["metric"]: row for row in fidelity.compared("steady", real, guess, real)}
     assert {"TTFT p99, ms", "TPOT mean, ms", "E2E mean, ms", "until all are answered, s"} <= rows.keys()

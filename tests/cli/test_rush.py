@@ -150,7 +150,7 @@ def test_rush_end_to_end(made, tmp_path, capsys, monkeypatch):
     assert [phase["name"] for phase in numbers["phases"]] == ["promises on", "unbounded queue"]
     for phase in numbers["phases"]:
         assert phase["summary"]["arrivals"] == len([c for c in phase["calls"] if not c["attempt"]]) > PROBES
-        assert phase["summary"]["kept_share"] > 0.5  # all, on a machine that is not busy
+        assert 0 < phase["summary"]["kept"] <= phase["summary"]["served"] <= phase["summary"]["arrivals"]
         assert phase["consistency"]["identical"] == PROBES
     first, second = made
     assert first.closed

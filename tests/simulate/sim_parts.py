@@ -7,14 +7,14 @@ import dataclasses
 from typing import Any
 
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepCurve
 from pagedserve.simulate.workload import NO_SLO, Request, Slo
 
 CONFIG = SchedulerConfig(
     num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=512, max_model_len=4096, prefix_cache=False
 )
 # 10 ms a step, and 0.1 ms for each token beyond a hundred.
-COST = StepCost([(100, 10e-3), (200, 20e-3)])
+COST = StepCurve([(100, 10.0), (200, 20.0)])
 
 
 def config(**changes: Any) -> SchedulerConfig:

@@ -10,25 +10,26 @@ from sim_parts import config
 
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import encode, encode_header
+from pagedserve.scheduling.cost import StepShape
 from pagedserve.simulate import workload as w
 from pagedserve.simulate.calibrate import fit, machine_from_log, read_steps
 from pagedserve.simulate.cluster import Cluster, simulate
-from pagedserve.simulate.cost import StepCost, StepWork
+from pagedserve.simulate.cost import StepCurve
 
-TRUE = StepCost([(1, 4e-3), (8, 5e-3), (64, 18e-3), (512, 150e-3)], context_s=2e-7, attend_s=3e-7, row_s=1e-4)
+TRUE = StepCurve([(1, 4), (8, 5), (64, 18), (512, 150)], context_ms=2e-4, pair_ms=3e-4, seq_ms=0.1)
 CONFIG = config(max_seqs=32, max_step_tokens=256)
 
 
-class Noisy(StepCost):
+class Noisy(StepCurve):
     """TRUE, and chance: some percent up or down, and now and then another program's turn."""
 
     def __init__(self, sigma: float, hiccups: float, seed: int = 1) -> None:
-        super().__init__(TRUE.curve, context_s=TRUE.context_s, attend_s=TRUE.attend_s, row_s=TRUE.row_s)
+        super().__init__(TRUE.knots, context_ms=TRUE.context_ms, pair_ms=TRUE.pair_ms, seq_ms=TRUE.seq_ms)
         self._sigma, self._hiccups, self._clock = sigma, hiccups, random.Random(seed)
 
-    def step_s(self, work: StepWork) -> float:
+    def ms(self, shape: StepShape) -> float:
         factor = self._clock.lognormvariate(0.0, self._sigma)
-        return super().step_s(work) * (20 * factor if self._clock.random() < self._hiccups else factor)
+        return super().ms(shape) * (20 * factor if self._clock.random() < self._hiccups else factor)
 
 
 def stream(seed, rate=12.0, prompt=150, output=30, seconds=25):
@@ -50,8 +51,8 @@ def test_a_known_cost_is_found_again(tmp_path):
     fitted = fit(steps)
     assert fitted.median_error < 0.01
     assert abs(fitted.total_error) < 1e-6
-    for work in (StepWork(1, 1, 200, 0), StepWork(32, 32, 8000, 0), StepWork(256, 1, 0, 256 * 128)):
-        assert fitted.cost.step_s(work) == pytest.approx(TRUE.step_s(work), rel=0.06)
+    for shape in (StepShape(1, 1, 200, 0), StepShape(32, 32, 8000, 0), StepShape(256, 1, 0, 256 * 128)):
+        assert fitted.cost.ms(shape) == pytest.approx(TRUE.ms(shape), rel=0.06)
 
 
 @pytest.mark.parametrize("sigma, hiccups", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.01)])

@@ -16,7 +16,7 @@ from pagedserve.simulate import workload as w
 from pagedserve.simulate.autoscaling import Autoscaler, predictive, seconds_to_drain
 from pagedserve.simulate.balancing import LeastBacklog, PrefixAffinity, RoundRobin
 from pagedserve.simulate.cluster import Cluster, Scaling, simulate
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepCurve
 from pagedserve.simulate.hardware import find_gpu, find_model, roofline
 from pagedserve.simulate.results import Results
 from pagedserve.simulate.traces import BlockPrompt
@@ -39,7 +39,7 @@ def test_a_long_prompt_is_chunked_and_who_comes_meanwhile_waits_for_the_step():
 
 
 def test_context_rows_and_chunks_are_priced():
-    cost = StepCost([(1, 0.0)], context_s=1.0, attend_s=100.0, row_s=10_000.0)
+    cost = StepCurve([(1, 0.0)], context_ms=1e3, pair_ms=1e5, seq_ms=1e7)
     results = simulate(CONFIG, cost, [ask(0.0, 3, 3)])
     # The prompt attends to 1 + 2 + 3; the two decodes to 4 and to 5 tokens.
     assert results.ttfts[0] == pytest.approx(600 + 10_000)

@@ -9,39 +9,40 @@ import pytest
 from sim_parts import CONFIG
 
 from pagedserve.errors import InvalidInput
+from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Arrive, StepDone
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate import hardware
-from pagedserve.simulate.cost import StepCost, StepWork, hat_weights, work_of
+from pagedserve.simulate.cost import StepCurve, hat_weights
 
 
-def test_work_is_what_the_plan_says():
+def test_a_plan_knows_its_shape():
     scheduler = Scheduler(CONFIG)
     scheduler.apply(Arrive(0.0, "a", range(3), 5))
     plan = scheduler.plan(0.0)
-    assert work_of(plan) == StepWork(num_tokens=3, num_rows=1, decode_context=0, chunk_context=6)
+    assert plan.shape == StepShape(num_tokens=3, num_seqs=1, context=0, pairs=6)
     scheduler.apply(StepDone(0.0, plan.step, [7]))
     scheduler.apply(Arrive(0.0, "b", range(1000, 1700), 5))
-    # a attends to 4 tokens; b's chunk fills the step and does not sample.
+    # a attends to 4 tokens; b's chunk fills the step.
     pairs = 511 * 512 // 2
-    assert work_of(scheduler.plan(0.0)) == StepWork(num_tokens=512, num_rows=1, decode_context=4, chunk_context=pairs)
+    assert scheduler.plan(0.0).shape == StepShape(num_tokens=512, num_seqs=2, context=4, pairs=pairs)
 
 
-@pytest.mark.parametrize("tokens, seconds", [(1, 2.0), (10, 2.0), (15, 3.0), (20, 4.0), (30, 10.0), (40, 16.0)])
-def test_the_curve_is_straight_between_knots_and_goes_on(tokens, seconds):
+@pytest.mark.parametrize("tokens, ms", [(1, 2.0), (10, 2.0), (15, 3.0), (20, 4.0), (30, 10.0), (40, 16.0)])
+def test_the_curve_is_straight_between_knots_and_goes_on(tokens, ms):
     knots = [(10, 2.0), (20, 4.0), (30, 10.0)]
-    cost = StepCost(knots)
+    curve = StepCurve(knots)
     for _ in range(2):  # the second is remembered
-        assert cost.step_s(StepWork(tokens, 1, 0, 0)) == pytest.approx(seconds)
+        assert curve.ms(StepShape(tokens, 1, 0, 0)) == pytest.approx(ms)
     weights = hat_weights(tokens, [t for t, _ in knots])
     assert sum(weights) == pytest.approx(1)
-    assert sum(weight * s for weight, (_, s) in zip(weights, knots, strict=True)) == pytest.approx(seconds)
+    assert sum(weight * at for weight, (_, at) in zip(weights, knots, strict=True)) == pytest.approx(ms)
 
 
-@pytest.mark.parametrize("curve", [[], [(1, -1.0)], [(1, math.nan)], [(2, 1.0), (2, 2.0)], [(3, 1.0), (2, 2.0)]])
-def test_a_curve_that_cannot_be_is_refused(curve):
+@pytest.mark.parametrize("knots", [[], [(1, -1.0)], [(1, math.nan)], [(2, 1.0), (2, 2.0)], [(3, 1.0), (2, 2.0)]])
+def test_a_curve_that_cannot_be_is_refused(knots):
     with pytest.raises(InvalidInput):
-        StepCost(curve)
+        StepCurve(knots)
 
 
 def test_published_sizes_come_out():
@@ -58,8 +59,8 @@ def test_a_roofline_reads_the_weights_then_multiplies():
     gpu = hardware.find_gpu("h200")
     machine = hardware.roofline(hardware.find_model("llama-3-8b"), gpu)
 
-    def step_s(tokens, rows=0, decode_context=0):
-        return machine.cost.step_s(StepWork(tokens, rows, decode_context, 0))
+    def step_s(tokens, num_seqs=0, context=0):
+        return machine.cost.ms(StepShape(tokens, num_seqs, context, 0)) / 1e3
 
     # No faster than the data sheet allows, and not by more than the shares that are assumed.
     floor = 2 * 7.5e9 / gpu.bytes_per_s

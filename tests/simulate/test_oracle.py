@@ -8,7 +8,7 @@ from sim_parts import ask, config
 
 from pagedserve.simulate import workload as w
 from pagedserve.simulate.cluster import simulate
-from pagedserve.simulate.cost import StepCost
+from pagedserve.simulate.cost import StepCurve
 from pagedserve.simulate.oracle import compare, drain_share
 
 
@@ -23,7 +23,7 @@ def test_drain_share_by_hand():
     assert drain_share([], 0.01) == 1.0
 
 
-COST = StepCost([(1, 6e-3), (128, 8e-3), (256, 12e-3), (512, 22e-3)], context_s=1e-7, attend_s=1e-9, row_s=5e-6)
+COST = StepCurve([(1, 6), (128, 8), (256, 12), (512, 22)], context_ms=1e-4, pair_ms=1e-6, seq_ms=5e-3)
 CONFIG = config(num_pages=8192, max_seqs=64, max_step_tokens=512)
 
 
