@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def duration(seconds: float | None) -> str:
     """Seconds as people read them: 850 us, 12.3 ms, 4.56 s, 3 min 20 s."""
-    if seconds is None:
+    if seconds is None or math.isnan(seconds):
         return "-"
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} us"

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-SAMPLE_EVERY_S = 0.05
+SAMPLE_EVERY_S = 0.1
 
 
 class Engine(Protocol):
@@ -131,18 +131,14 @@ async def run_phase(
         changed: called after each delta.
     """
     began = time.perf_counter()
-    watcher = asyncio.create_task(_watch(engine, phase, began))
-    try:
+    phase.num_pages = engine.stats().num_pages
+    async with watching(engine, began, phase.samples.append):
         if phase.at_once:
             users = (_ask(engine, answer, prompt, params, began, changed) for answer, prompt in _pairs(phase, prompts))
             await asyncio.gather(*users)
         else:
             for answer, prompt in _pairs(phase, prompts):
                 await _ask(engine, answer, prompt, params, began, changed)
-    finally:
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
     phase.duration_s = max((answer.last_s or 0.0 for answer in phase.answers), default=0.0)
     phase.samples.append(Sample(phase.duration_s, 0, 0, 0))
     return phase
@@ -152,13 +148,19 @@ def _pairs(phase: Phase, prompts: Sequence[Sequence[int]]) -> list[tuple[Answer,
     return list(zip(phase.answers, prompts, strict=True))
 
 
+async def timed(engine: Engine, prompt: Sequence[int], params: Any, began: float) -> AsyncIterator[tuple[float, Any]]:
+    """The deltas of an answer, each with the second since `began` at which it came."""
+    async with aclosing(engine.generate(prompt, params)) as deltas:
+        async for delta in deltas:
+            yield time.perf_counter() - began, delta
+
+
 async def _ask(
     engine: Engine, answer: Answer, prompt: Sequence[int], params: Any, began: float, changed: Callable[[], None]
 ) -> None:
     answer.asked_s = time.perf_counter() - began
-    async with aclosing(engine.generate(prompt, params)) as deltas:
-        async for delta in deltas:
-            now = time.perf_counter() - began
+    async with aclosing(timed(engine, prompt, params, began)) as deltas:
+        async for now, delta in deltas:
             if delta.token_ids:
                 answer.first_s = now if answer.first_s is None else answer.first_s
                 answer.last_s = now
@@ -173,20 +175,20 @@ async def _ask(
             changed()
 
 
-async def _watch(engine: Engine, phase: Phase, began: float) -> None:
-    while True:
-        now = engine.stats()
-        phase.num_pages = now.num_pages
-        phase.samples.append(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_in_use))
-        await asyncio.sleep(SAMPLE_EVERY_S)
+@asynccontextmanager
+async def watching(engine: Engine, began: float, note: Callable[[Sample], object]) -> AsyncIterator[None]:
+    """note is given a sample of the engine every SAMPLE_EVERY_S, meanwhile."""
 
+    async def watch() -> None:
+        while True:
+            now = engine.stats()
+            note(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_in_use))
+            await asyncio.sleep(SAMPLE_EVERY_S)
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Linear between the two nearest ranks, as numpy's default; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100.0
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedserve.cli.console import Console, duration
+from pagedserve.cli.saved import finite, save_json
 from pagedserve.cli.slo import describe, parse_slo, seconds
 from pagedserve.errors import InvalidInput
 from pagedserve.simulate import hardware
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         plan = _simulate(Planner(machine, traffic, told), args.spike, start_s)
     numbers = _numbers(plan, args, start_s)
     if args.json:
-        print(json.dumps(numbers))
+        print(json.dumps(finite(numbers)))
     else:
         _show(plan, args, start_s, console)
     _save(plan, numbers, out, console)
@@ -188,16 +189,12 @@ def _row(name: str, scenario: Scenario) -> list[str]:
         name,
         f"{summary.kept_share:.1%}",
         f"{summary.kept_of_served:.1%}" if summary.served else "-",
-        f"{_time(summary.ttft_s.p50)} / {_time(summary.ttft_s.p99)}",
-        _time(summary.tpot_s.p99),
+        f"{duration(summary.ttft_s.p50)} / {duration(summary.ttft_s.p99)}",
+        duration(summary.tpot_s.p99),
         f"{sum(summary.refused.values()) / summary.arrivals:.1%}",
-        _time(summary.retry_after_s.p50),
+        duration(summary.retry_after_s.p50),
         duration(scenario.drained_s),
     ]
-
-
-def _time(value: float) -> str:
-    return duration(None if math.isnan(value) else value)
 
 
 def _tokens(plan: Plan) -> float:
@@ -216,8 +213,8 @@ def _numbers(plan: Plan, args: argparse.Namespace, start_s: float) -> dict[str, 
     """Every number behind tables and plots; None for what never happened."""
     planner, traffic = plan.planner, plan.planner.traffic
     full, now = _cost(plan, args.price)
-    content: dict[str, Any] = {
-        "machine": planner.machine.name,
+    return {
+        "planned_for": planner.machine.name,
         "constants": [asdict(constant) for constant in planner.machine.constants],
         "traffic": asdict(traffic),
         "start_s": start_s,
@@ -234,8 +231,6 @@ def _numbers(plan: Plan, args: argparse.Namespace, start_s: float) -> dict[str, 
         "add_replica": [asdict(lead) | {"utilisation": lead.utilisation} for lead in plan.leads],
         "cost_per_million_tokens": {"full": full, "at_this_load": now, "price_per_hour": args.price},
     }
-    cleaned: dict[str, Any] = _without_nan(content)
-    return cleaned
 
 
 def _scenario(scenario: Scenario) -> dict[str, Any]:
@@ -261,18 +256,10 @@ def _scenario(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _save(plan: Plan, numbers: dict[str, Any], out: Path, console: Console) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+        save_json(out.with_suffix(".json"), numbers)
         console.print(f"Every number: {out.with_suffix('.json')}")
         from pagedserve.cli.plan_plot import save_plot
 

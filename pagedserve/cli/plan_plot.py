@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pagedserve.cli.plot import AT_ONCE, INK, LEGEND, MUTED, ONE_BY_ONE, STYLE
+from pagedserve.cli.saved import AT_ONCE, LEGEND, MUTED, ONE_BY_ONE, picture
 from pagedserve.simulate.capacity import Scenario
+from pagedserve.simulate.results import percentile
 
 COLOURS = (AT_ONCE, ONE_BY_ONE, MUTED)
 
@@ -21,11 +21,7 @@ def save_plot(path: Path, promised: Scenario, unbounded: Scenario, climbs: Seque
     Raises:
         ImportError: matplotlib is not installed.
     """
-    matplotlib = importlib.import_module("matplotlib")
-    figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(11, 12), layout="constrained", facecolor="white")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
+    with picture(path, title, "", 12) as figure:
         rows = figure.subplots(4, 1)
         spikes = [(promised, AT_ONCE), (unbounded, ONE_BY_ONE)]
         end = min(max(s.results.end_s for s, _ in spikes), 4 * promised.profile.duration_s)
@@ -38,13 +34,10 @@ def save_plot(path: Path, promised: Scenario, unbounded: Scenario, climbs: Seque
         rows[3].set_title("A climb: wait for the first token, p50 and p99")
         for axes in rows:
             axes.set_xlabel("seconds")
-        figure.savefig(path, dpi=130)
 
 
 def waits_over(scenario: Scenario, bins: int = 80) -> tuple[list[float], list[float], list[float]]:
     """Time of each bin of arrivals with somebody served in it, and their TTFT's p50 and p99."""
-    from pagedserve.simulate.results import percentile
-
     results = scenario.results
     width = max(scenario.profile.duration_s / bins, 1e-9)
     groups: dict[int, list[float]] = {}

@@ -9,28 +9,7 @@ from typing import Any
 
 from pagedserve.cli.console import duration
 from pagedserve.cli.measure import Answer, Phase
-
-AT_ONCE, ONE_BY_ONE, WAIT, INK, MUTED, GRID = "#0b6e8f", "#d9822b", "#d5dde2", "#22313a", "#5d6f79", "#e4e9ec"
-# On the title's line, where no bar and no curve can be.
-LEGEND: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.985), "ncols": 2, "borderaxespad": 0.2}
-STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": "#9fb0b9",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
+from pagedserve.cli.saved import AT_ONCE, LEGEND, ONE_BY_ONE, WAIT, picture
 
 
 def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str, subtitle: str) -> None:
@@ -42,12 +21,7 @@ def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str, subtitl
     Raises:
         ImportError: matplotlib is not installed.
     """
-    matplotlib = importlib.import_module("matplotlib")
-    figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(11, 11.5), layout="constrained", facecolor="white")
-        figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
-        figure.text(0.0115, 0.964, subtitle, fontsize=9.5, color=MUTED)
+    with picture(path, title, subtitle, 11.5) as figure:
         rows = figure.subplots(4, 1, sharex=True, height_ratios=(2.6, 2.6, 1.7, 1.7))
         end = max(at_once.duration_s, one_by_one.duration_s, 1e-3)
         _timeline(rows[0], at_once, AT_ONCE)
@@ -56,7 +30,6 @@ def save_plot(path: Path, at_once: Phase, one_by_one: Phase, title: str, subtitl
         _pages(rows[3], at_once, one_by_one)
         rows[3].set_xlabel("seconds since the users came")
         rows[3].set_xlim(0, end * 1.01)
-        figure.savefig(path, dpi=140)
 
 
 def _timeline(axes: Any, phase: Phase, colour: str) -> None:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pagedserve.cli import saved
 from pagedserve.cli.console import duration
-from pagedserve.cli.machine import signature
-from pagedserve.cli.measure import Answer, Phase, percentile
+from pagedserve.cli.measure import Answer, Phase
+from pagedserve.simulate.results import percentile
 
 Seconds = Callable[[Answer], "float | None"]
 
@@ -55,17 +54,15 @@ def num_identical(one: Phase, other: Phase) -> int:
 def save_json(path: Path, phases: Sequence[Phase], options: dict[str, Any]) -> None:
     """Every number behind the table and the plot, signed with the machine and the date."""
     content = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": signature(),
         "options": options,
         "phases": [_phase(phase) for phase in phases],
         "identical_answers": num_identical(phases[-2], phases[-1]),
     }
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    saved.save_json(path, content)
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    def both(seconds: Seconds) -> dict[str, float | None]:
+    def both(seconds: Seconds) -> dict[str, float]:
         values = _seconds(phase, seconds)
         return {"p50": percentile(values, 50), "p99": percentile(values, 99)}
 

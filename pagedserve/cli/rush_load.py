@@ -7,17 +7,16 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pagedserve.cli.measure import Engine, Sample, percentile
+from pagedserve.cli.measure import Engine, Sample, timed, watching
 from pagedserve.errors import PagedServeError, RequestRejected
-from pagedserve.simulate.results import SERVED, Results
+from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import RateProfile, Request, Slo, lognormal
 
 PROBES = 10
-SAMPLE_EVERY_S = 0.1
 RETURNS = 1  # how often somebody who is sent away comes back
 
 
@@ -128,23 +127,26 @@ async def run_rush(
         changed: called when something happened.
     """
     began = time.perf_counter()
-    watcher = asyncio.create_task(_watch(engine, rush, began, changed))
     tasks: set[asyncio.Task[None]] = set()
-    try:
-        for call in list(rush.calls):
-            await asyncio.sleep(max(0.0, began + call.due_s - time.perf_counter()))
-            tasks.add(asyncio.create_task(_visit(engine, rush, call, make_params, began)))
-        _, late = await asyncio.wait(
-            tasks, timeout=max(0.0, began + rush.profile.duration_s + drain_s - time.perf_counter())
-        )
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    finally:
-        for task in (*tasks, watcher):
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+
+    def note(sample: Sample) -> None:
+        rush.now_s = sample.t_s
+        rush.samples.append(sample)
+        changed()
+
+    async with watching(engine, began, note):
+        try:
+            for call in list(rush.calls):
+                await asyncio.sleep(max(0.0, began + call.due_s - time.perf_counter()))
+                tasks.add(asyncio.create_task(_visit(engine, rush, call, make_params, began)))
+            end_s = rush.profile.duration_s + drain_s
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, began + end_s - time.perf_counter()))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tasks:
+                task.cancel()
     for task in tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
@@ -177,28 +179,17 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
 
 async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
     try:
-        async with aclosing(engine.generate(call.prompt, params)) as deltas:
-            async for delta in deltas:
-                now = time.perf_counter() - began
+        async with aclosing(timed(engine, call.prompt, params, began)) as deltas:
+            async for now, delta in deltas:
                 if delta.token_ids:
                     call.first_s = now if call.first_s is None else call.first_s
                     call.last_s = now
                     call.token_ids += delta.token_ids
-                if delta.finish_reason is not None:
-                    call.end = delta.finish_reason
+                call.end = delta.finish_reason or call.end
     except RequestRejected as error:
         call.end, call.retry_after_s = error.reason, error.retry_after_s
     except PagedServeError:
         call.end = "failed"
-
-
-async def _watch(engine: Engine, rush: Rush, began: float, changed: Callable[[], None]) -> None:
-    while True:
-        now = engine.stats()
-        rush.now_s = time.perf_counter() - began
-        rush.samples.append(Sample(rush.now_s, now.running, now.waiting, now.pages_in_use))
-        changed()
-        await asyncio.sleep(SAMPLE_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +204,7 @@ class Consistency:
     answered: int
     identical: int
     least_s: float | None
-    median_s: float | None
+    median_s: float
     most_s: float | None
 
 

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pagedserve.cli import saved
 from pagedserve.cli.console import duration
-from pagedserve.cli.machine import signature
-from pagedserve.cli.plot import AT_ONCE, INK, LEGEND, MUTED, ONE_BY_ONE, STYLE
 from pagedserve.cli.rush_load import PROBES, Rush, consistency
+from pagedserve.cli.saved import AT_ONCE, INK, LEGEND, MUTED, ONE_BY_ONE
 from pagedserve.simulate.results import SERVED, Spread, Summary, keeps
 
 DEFINITIONS = """\
@@ -81,14 +78,8 @@ def line(rush: Rush) -> str:
 
 def save_json(path: Path, rushes: Sequence[Rush], options: dict[str, Any]) -> None:
     """Every number behind the table and the plot, signed with the machine and the date."""
-    content = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": signature(),
-        "options": options,
-        "definitions": DEFINITIONS,
-        "phases": [_phase(rush) for rush in rushes],
-    }
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    phases = [_phase(rush) for rush in rushes]
+    saved.save_json(path, {"options": options, "definitions": DEFINITIONS, "phases": phases})
 
 
 def _phase(rush: Rush) -> dict[str, Any]:
@@ -125,22 +116,16 @@ def _phase(rush: Rush) -> dict[str, Any]:
     return {
         "name": rush.name,
         "slo": asdict(rush.slo),
-        "summary": _finite(numbers),
+        "summary": numbers,
         "consistency": asdict(consistency(rush)),
         "calls": calls,
         "timeline": timeline,
     }
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _spread(values: Spread) -> str:
     numbers = (values.p50, values.p95, values.p99)
-    return " / ".join(duration(None if math.isnan(number) else number) for number in numbers)
+    return " / ".join(duration(number) for number in numbers)
 
 
 def save_plot(path: Path, rushes: Sequence[Rush], title: str, subtitle: str) -> None:
@@ -149,12 +134,7 @@ def save_plot(path: Path, rushes: Sequence[Rush], title: str, subtitle: str) -> 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    matplotlib = importlib.import_module("matplotlib")
-    figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(11, 11), layout="constrained", facecolor="white")
-        figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
-        figure.text(0.0115, 0.962, subtitle, fontsize=9.5, color=MUTED)
+    with saved.picture(path, title, subtitle, 11) as figure:
         axes = figure.subplots(len(rushes) + 1, 1, sharex=True)
         for rush, own, colour in zip(rushes, axes, (AT_ONCE, ONE_BY_ONE), strict=False):
             _waits(own, rush, colour)
@@ -165,7 +145,6 @@ def save_plot(path: Path, rushes: Sequence[Rush], title: str, subtitle: str) -> 
         axes[-1].set_ylim(bottom=0)
         axes[-1].set_xlabel("seconds since the doors opened")
         axes[-1].legend(**LEGEND)
-        figure.savefig(path, dpi=130)
 
 
 def _waits(axes: Any, rush: Rush, colour: str) -> None:

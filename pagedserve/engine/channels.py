@@ -55,30 +55,17 @@ class QueueChannel:
         return self._queue.get()
 
 
-class Stream:
-    """Deltas of one request, as they come, in the caller's thread. Closing or dropping it early aborts the request.
+class Deltas:
+    """One request's deltas on the caller's side. Closing or dropping it early aborts the request."""
 
-    Raises from its iteration what became of the request: RequestRejected, StepError, EngineClosed.
-    """
-
-    def __init__(self, request: Request, channel: QueueChannel, cancel: Callable[[Request], object]) -> None:
+    def __init__(self, request: Request, cancel: Callable[[Request], object]) -> None:
         self.id = request.id
         self._open = request.params.n
         self._request = request
-        self._channel = channel
         self._cancel = cancel
 
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Delta:
-        if not self._open:
-            raise StopIteration
-        try:
-            item = self._channel.take()
-        except BaseException:
-            self.close()
-            raise
+    def _checked(self, item: Delta | PagedServeError) -> Delta:
+        """What came, counted; what became of the request is raised."""
         if isinstance(item, PagedServeError):
             self._open = 0
             raise item
@@ -92,13 +79,37 @@ class Stream:
             self._open = 0
             self._cancel(self._request)
 
+    def __del__(self) -> None:
+        self.close()
+
+
+class Stream(Deltas):
+    """Deltas of one request, as they come, in the caller's thread.
+
+    Raises from its iteration what became of the request: RequestRejected, StepError, EngineClosed.
+    """
+
+    def __init__(self, request: Request, channel: QueueChannel, cancel: Callable[[Request], object]) -> None:
+        super().__init__(request, cancel)
+        self._channel = channel
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Delta:
+        if not self._open:
+            raise StopIteration
+        try:
+            item = self._channel.take()
+        except BaseException:
+            self.close()
+            raise
+        return self._checked(item)
+
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 
@@ -167,19 +178,16 @@ class AsyncChannel:
             await self._waiter
 
 
-class AsyncStream:
-    """Deltas of one request for one asyncio task. Cancelling that task, closing or dropping it aborts the request.
+class AsyncStream(Deltas):
+    """Deltas of one request for one asyncio task; cancelling that task aborts the request, too.
 
     A consumer that is slower than the engine gets the tokens it missed in one delta; nobody waits for it.
     Raises from its iteration what became of the request: RequestRejected, StepError, EngineClosed.
     """
 
     def __init__(self, request: Request, channel: AsyncChannel, cancel: Callable[[Request], object]) -> None:
-        self.id = request.id
-        self._open = request.params.n
-        self._request = request
+        super().__init__(request, cancel)
         self._channel = channel
-        self._cancel = cancel
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -192,24 +200,10 @@ class AsyncStream:
         except BaseException:
             self.close()
             raise
-        if isinstance(item, PagedServeError):
-            self._open = 0
-            raise item
-        if item.finish_reason is not None:
-            self._open -= 1
-        return item
-
-    def close(self) -> None:
-        """Take no more; the request is aborted if it is not over."""
-        if self._open:
-            self._open = 0
-            self._cancel(self._request)
+        return self._checked(item)
 
     async def aclose(self) -> None:
         """As close."""
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 

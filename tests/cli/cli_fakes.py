@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pagedserve.engine.face import EngineStats
 from pagedserve.engine.outputs import Delta, RequestMetrics
@@ -14,6 +17,14 @@ from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput, ModelError
 
 MAX_PROMPT_TOKENS = 200
+
+
+def saved_by(out: Path, said: str, words: Sequence[str]) -> Any:
+    """The numbers that a command left beside its picture; it said these words."""
+    for each in words:
+        assert each in said
+    assert out.read_bytes().startswith(b"\x89PNG\r\n")
+    return json.loads(out.with_suffix(".json").read_text())
 
 
 class WordTokenizer:

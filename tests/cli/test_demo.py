@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 
 import pytest
 from cli_fakes import FakeAsyncEngine
@@ -13,10 +14,11 @@ from cli_fakes import FakeAsyncEngine
 from pagedserve.cli import main, report
 from pagedserve.cli.console import duration, plain_table, size
 from pagedserve.cli.live import CrowdView, QueueView
-from pagedserve.cli.measure import Answer, Phase, Sample, percentile, run_phase
+from pagedserve.cli.measure import Answer, Phase, Sample, run_phase
 from pagedserve.cli.plot import rates_over, save_plot
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS
 from pagedserve.engine.sampling import SamplingParams
+from pagedserve.simulate.results import percentile
 
 PNG_HEAD = b"\x89PNG\r\n"
 
@@ -106,7 +108,7 @@ def test_percentiles_are_those_of_numpy():
     values = [5.0, 1.0, 4.0, 2.0, 9.0]
     for percent in (0, 1, 50, 75, 99, 100):
         assert percentile(values, percent) == pytest.approx(numpy.percentile(values, percent))
-    assert percentile([], 50) is None
+    assert math.isnan(percentile([], 50))
 
 
 def test_a_phase_one_at_a_time_asks_when_the_one_before_is_answered():
