@@ -9,7 +9,7 @@ from typing import Any
 import triton
 
 from pagedserve.backends.triton.compile_only import CompileOnlyDriver
-from pagedserve.backends.triton.launch import Launch
+from pagedserve.backends.triton.launch import Launch, leaves
 from pagedserve.backends.triton.target import Target
 from pagedserve.emulate import ptx
 from pagedserve.ops.cases import make_inputs
@@ -19,12 +19,17 @@ from tests.triton_backend.calls import collect
 
 @dataclass(frozen=True)
 class Emitted:
-    """What Triton made of a launch: PTX, its dynamic shared memory, threads, and the arguments that are left."""
+    """What Triton made of a launch: PTX, its dynamic shared memory, threads, and which arguments are left."""
 
     text: str
     shared_bytes: int
     threads: int
-    arguments: tuple[str, ...]
+    arguments: tuple[int, ...]
+
+
+def flat(named: dict[str, Any]) -> list[Any]:
+    """Values, and the fields of named tuples in their place, as Triton numbers a kernel's parameters."""
+    return [value for _, value in leaves(named)]
 
 
 def emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
@@ -39,7 +44,7 @@ def _emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
     emitted = []
     for launch in collect(op, make_inputs(op, case) | {"return_lse": True}, Target(arch)):
         compiled = launch.compile()
-        left = tuple(name for name, kind in compiled.src.signature.items() if kind != "constexpr")
+        left = tuple(place for place, kind in enumerate(flat(compiled.src.signature)) if kind != "constexpr")
         emitted.append(Emitted(compiled.asm["ptx"], compiled.metadata.shared, 32 * launch.num_warps, left))
     return emitted
 
@@ -48,7 +53,9 @@ def emulate(launch: Launch, emitted: Emitted) -> None:
     """Runs a launch as it was emitted, under the current emulator session."""
     program = ptx.load(emitted.text, name=launch.name)
     (entry,) = program.entries.values()
-    values: list[Any] = [launch.arguments[name] for name in emitted.arguments]
+    names = launch.kernel.arg_names
+    given = flat({name: {**launch.arguments, **launch.constants}[name] for name in names})
+    values: list[Any] = [given[place] for place in emitted.arguments]
     values += [0] * (len(entry.params) - len(values))  # scratch that these kernels have no use for
     program.launch(
         launch.name,

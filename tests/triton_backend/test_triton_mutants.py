@@ -37,8 +37,8 @@ MUTANTS = {
     "a merge by whoever comes first": (
         "paged_decode", "before + num_done == num_splits", "before == 0", "paged_decode", "race"),
     "a load without other": (
-        "kv_codes", "return tl.load(place, mask=mask, other=0.0).to(DOT)", "return tl.load(place, mask=mask).to(DOT)",
-        "paged_decode", "agreement"),
+        "operands", "column[None, :], mask=mask, other=0.0)", "column[None, :], mask=mask)", "paged_decode",
+        "agreement"),
     "splits in another order": (
         "paged_decode", "own = strands + split * ROWS", "own = strands + (num_splits - 1 - split) * ROWS",
         "paged_decode", "order"),

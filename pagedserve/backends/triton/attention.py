@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedserve.backends.operands import Attention
-from pagedserve.backends.triton.cache import kind_of, page_arguments
+from pagedserve.backends.triton.cache import kind_of, pages_argument, rows_argument
+from pagedserve.backends.triton.kernels.attention_tiles import AttentionShape
 from pagedserve.backends.triton.kernels.merge_states import merge_states_kernel
 from pagedserve.backends.triton.kernels.paged_decode import paged_decode_kernel
 from pagedserve.backends.triton.kernels.paged_prefill import paged_prefill_kernel
@@ -46,20 +47,16 @@ def _element_bits(q: Tensor, k_pages: Tensor) -> int:
 
 def _shared_arguments(call: Attention) -> dict[str, Any]:
     return {
-        "q": call.q,
-        **page_arguments("k", call.k_pages, call.k_scales),
-        **page_arguments("v", call.v_pages, call.v_scales),
+        "q": rows_argument(call.q),
+        "k": pages_argument(call.k_pages, call.k_scales),
+        "v": pages_argument(call.v_pages, call.v_scales),
         "page_table": call.page_table,
+        "table_stride": call.page_table.stride(0),
         "kv_lens": call.kv_lens,
         "sinks": call.sinks,
         "alibi_slopes": call.alibi_slopes,
-        "out": call.out,
+        "out": rows_argument(call.out),
         "lse": call.lse,
-        "q_token_stride": call.q.stride(0),
-        "q_head_stride": call.q.stride(1),
-        "out_token_stride": call.out.stride(0),
-        "out_head_stride": call.out.stride(1),
-        "table_stride": call.page_table.stride(0),
         "num_kv_heads": call.k_pages.shape[2],
         "window": int(call.window),
         "scale": float(call.scale),
@@ -67,24 +64,25 @@ def _shared_arguments(call: Attention) -> dict[str, Any]:
     }
 
 
-def _shared_constants(target: Target, call: Attention, block_n: int) -> dict[str, Any]:
+def _shape(target: Target, call: Attention, block_m: int, block_n: int) -> AttentionShape:
     q, k_pages = call.q, call.k_pages
     head_dim, page_size, num_kv_heads = q.shape[2], k_pages.shape[1], k_pages.shape[2]
     kind = kind_of(k_pages)
-    return {
-        "GROUP_SIZE": q.shape[1] // num_kv_heads,
-        "PAGE_SIZE": page_size,
-        "HEAD_DIM": head_dim,
-        "BLOCK_N": block_n,
-        "BLOCK_D": power_of_two(head_dim, 16),
-        "KIND": kind,
-        "CODE_UNIT": CODE_UNITS[kind],
-        "CONVERTS_FP8": target.converts_fp8,
-        "DOT": dot_type(q, k_pages),
-        "DOT_V": value_dot_type(q, k_pages),
-        "HAS_SOFT_CAP": call.soft_cap > 0,
-        "HAS_WINDOW": call.window > 0,
-    }
+    return AttentionShape(
+        group_size=q.shape[1] // num_kv_heads,
+        page_size=page_size,
+        head_dim=head_dim,
+        block_m=block_m,
+        block_n=block_n,
+        block_d=power_of_two(head_dim, 16),
+        kind=kind,
+        code_unit=CODE_UNITS[kind],
+        converts_fp8=target.converts_fp8,
+        dot=dot_type(q, k_pages),
+        dot_v=value_dot_type(q, k_pages),
+        has_soft_cap=call.soft_cap > 0,
+        has_window=call.window > 0,
+    )
 
 
 def paged_decode(target: Target, call: Attention) -> list[Launch]:
@@ -96,7 +94,7 @@ def paged_decode(target: Target, call: Attention) -> list[Launch]:
     block_m = min(power_of_two(num_rows, 16), LARGEST_BLOCK_M)
     facts = {"head_dim": head_dim, "element_bits": _element_bits(q, k_pages), "block_m": block_m}
     config = target.config("paged_decode", **facts)
-    constants = _shared_constants(target, call, config["block_n"])
+    attention_shape = _shape(target, call, block_m, config["block_n"])
     strands = num_kv_heads * ceil_div(num_rows, block_m)
     max_splits = max(ceil_div(max_pages * k_pages.shape[1], SPLIT_TOKENS), 1)
     # Enough programs to fill the device; a sequence's own length decides how many of its workers find a split.
@@ -104,7 +102,7 @@ def paged_decode(target: Target, call: Attention) -> list[Launch]:
     num_workers = min(max_splits, max(ceil_div(wanted, max(num_seqs * strands, 1)), 1))
     rows = min(num_rows, block_m)
     merge_rows = power_of_two(rows)
-    merge = min(max(MERGE_ELEMENTS // (merge_rows * constants["BLOCK_D"]), 2), 32)
+    merge = min(max(MERGE_ELEMENTS // (merge_rows * attention_shape.block_d), 2), 32)
     split_o = split_lse = arrivals = None
     if max_splits > 1:
         shape = (num_seqs, strands, max_splits, rows)
@@ -121,23 +119,21 @@ def paged_decode(target: Target, call: Attention) -> list[Launch]:
         "q_len": q_len,
         "num_rows": num_rows,
     }
-    constants |= {
+    constants = {
+        "SHAPE": attention_shape,
         "SPLIT": SPLIT_TOKENS,
-        "BLOCK_M": block_m,
         "ROWS": rows,
         "MERGE_ROWS": merge_rows,
         "MERGE": merge,
     }
     grid = (strands, num_workers, num_seqs)
     return [
-        Launch(
+        Launch.configured(
             paged_decode_kernel,
             grid,
             arguments,
             constants,
-            num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
-            measured=config.measured,
+            config,
         )
     ]
 
@@ -151,14 +147,12 @@ def paged_prefill(target: Target, call: Attention) -> list[Launch]:
     # A tile for each BLOCK_M rows, and one for each sequence's ragged end.
     num_tiles = num_tokens * (num_q_heads // num_kv_heads) // block_m + num_seqs if num_seqs else 0
     return [
-        Launch(
+        Launch.configured(
             paged_prefill_kernel,
             (num_tiles, num_kv_heads),
             _shared_arguments(call) | {"q_starts": call.q_starts, "num_seqs": num_seqs},
-            _shared_constants(target, call, config["block_n"]) | {"BLOCK_M": block_m},
-            num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
-            measured=config.measured,
+            {"SHAPE": _shape(target, call, block_m, config["block_n"])},
+            config,
         )
     ]
 
@@ -168,12 +162,11 @@ def merge_states(target: Target, o: Tensor, lse: Tensor, out: Tensor, out_lse: T
     num_rows = num_tokens * num_heads
     config = target.config("merge_states", head_dim=head_dim)
     return [
-        Launch(
+        Launch.configured(
             merge_states_kernel,
             (num_rows,),
             {"o": o, "lse": lse, "out": out, "out_lse": out_lse, "num_states": num_states, "num_rows": num_rows},
             {"HEAD_DIM": head_dim, "BLOCK": power_of_two(head_dim)},
-            num_warps=config["num_warps"],
-            measured=config.measured,
+            config,
         )
     ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pagedserve.backends.operands import AppendKv
 from pagedserve.backends.triton.kernels.append_kv import append_kv_kernel
+from pagedserve.backends.triton.kernels.operands import Pages, Rows
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.sizes import ceil_div, power_of_two
 from pagedserve.backends.triton.target import Target
@@ -25,15 +26,15 @@ def as_codes(pages: Tensor) -> Tensor:
     return pages.view(torch.uint8) if pages.dtype == torch.float8_e4m3fn else pages
 
 
-def page_arguments(name: str, pages: Tensor, scales: Tensor | None) -> dict[str, object]:
-    """Pages "k" or "v", their scales, and the strides of both."""
-    arguments: dict[str, object] = {f"{name}_pages": as_codes(pages), f"{name}_scales": scales}
+def rows_argument(x: Tensor) -> Rows:
+    """[num_tokens, num_heads, head_dim] as kernels take it."""
+    return Rows(x, x.stride(0), x.stride(1))
+
+
+def pages_argument(pages: Tensor, scales: Tensor | None) -> Pages:
+    """Pages of keys or values, and their scales, as kernels take them."""
     strides = (0, 0, 0) if scales is None else scales.stride()
-    for axis, page_stride, scale_stride in zip(("page", "row", "head"), pages.stride()[:3], strides, strict=True):
-        infix = "page_head" if axis == "head" else axis
-        arguments[f"{name}_{infix}_stride"] = page_stride
-        arguments[f"{name}s_{axis}_stride"] = scale_stride
-    return arguments
+    return Pages(as_codes(pages), *pages.stride()[:3], scales, *strides)
 
 
 def append_kv(target: Target, call: AppendKv) -> list[Launch]:
@@ -42,20 +43,16 @@ def append_kv(target: Target, call: AppendKv) -> list[Launch]:
     config = target.config("append_kv", head_dim=head_dim)
     heads = min(power_of_two(num_heads), config["heads"])
     return [
-        Launch(
+        Launch.configured(
             append_kv_kernel,
             (ceil_div(num_heads, heads), num_tokens, 2),
             {
-                "k": k,
-                "v": v,
+                "k": rows_argument(k),
+                "v": rows_argument(v),
+                "k_pages": pages_argument(call.k_pages, call.k_scales),
+                "v_pages": pages_argument(call.v_pages, call.v_scales),
                 "slot_mapping": call.slot_mapping,
-                "k_token_stride": k.stride(0),
-                "k_head_stride": k.stride(1),
-                "v_token_stride": v.stride(0),
-                "v_head_stride": v.stride(1),
                 "num_heads": num_heads,
-                **page_arguments("k", call.k_pages, call.k_scales),
-                **page_arguments("v", call.v_pages, call.v_scales),
             },
             {
                 "PAGE_SIZE": call.k_pages.shape[1],
@@ -64,7 +61,6 @@ def append_kv(target: Target, call: AppendKv) -> list[Launch]:
                 "HEADS": heads,
                 "KIND": kind_of(call.k_pages),
             },
-            num_warps=config["num_warps"],
-            measured=config.measured,
+            config,
         )
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pagedserve.backends.triton.cache import rows_argument
 from pagedserve.backends.triton.kernels.act_mul import act_mul_kernel
 from pagedserve.backends.triton.kernels.rms_norm import rms_norm_kernel
 from pagedserve.backends.triton.kernels.rope import rope_kernel
@@ -24,15 +25,11 @@ def rms_norm(
             rms_norm_kernel,
             (num_tokens * num_heads,),
             {
-                "x": x,
+                "x_rows": rows_argument(x),
                 "weight": weight,
                 "residual": residual,
-                "out": out,
-                "x_token_stride": x.stride(0),
-                "x_head_stride": x.stride(1),
                 "residual_token_stride": 0 if residual is None else residual.stride(0),
-                "out_token_stride": out.stride(0),
-                "out_head_stride": out.stride(1),
+                "out_rows": rows_argument(out),
                 "num_heads": num_heads,
                 "eps": float(eps),
             },
@@ -48,7 +45,7 @@ def _act_mul(target: Target, op: str, gate_up: Tensor, out: Tensor) -> list[Laun
     config = target.config(op, intermediate=intermediate)
     block = min(power_of_two(intermediate), config["block"])
     return [
-        Launch(
+        Launch.configured(
             act_mul_kernel,
             (ceil_div(intermediate, block), num_tokens),
             {
@@ -58,8 +55,7 @@ def _act_mul(target: Target, op: str, gate_up: Tensor, out: Tensor) -> list[Laun
                 "out_stride": out.stride(0),
             },
             {"INTERMEDIATE": intermediate, "GELU": op == "gelu_mul", "BLOCK": block},
-            num_warps=config["num_warps"],
-            measured=config.measured,
+            config,
         )
     ]
 
@@ -78,15 +74,13 @@ def rope(target: Target, x: Tensor, positions: Tensor, cos_sin: Tensor, interlea
     config = target.config("rope", rotary_dim=rotary_dim)
     heads = min(power_of_two(num_heads), config["heads"])
     return [
-        Launch(
+        Launch.configured(
             rope_kernel,
             (ceil_div(num_heads, heads), num_tokens),
             {
-                "x": x,
+                "x": rows_argument(x),
                 "positions": positions,
                 "cos_sin": cos_sin,
-                "x_token_stride": x.stride(0),
-                "x_head_stride": x.stride(1),
                 "num_heads": num_heads,
             },
             {
@@ -95,7 +89,6 @@ def rope(target: Target, x: Tensor, positions: Tensor, cos_sin: Tensor, interlea
                 "HEADS": heads,
                 "BLOCK": power_of_two(rotary_dim // 2),
             },
-            num_warps=config["num_warps"],
-            measured=config.measured,
+            config,
         )
     ]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pagedserve.backends.triton import attention, cache, fused, sampling
+from pagedserve.backends.triton.builders import as_ops
 from pagedserve.backends.triton.interpreter import interpret
-from pagedserve.backends.triton.launch import as_op
 from pagedserve.backends.triton.target import INTERPRETED, Target
 
 
@@ -18,12 +17,4 @@ def _target(*operands: Any) -> Target:
     return INTERPRETED
 
 
-paged_decode = as_op(attention.paged_decode, _target, interpret)
-paged_prefill = as_op(attention.paged_prefill, _target, interpret)
-merge_states = as_op(attention.merge_states, _target, interpret)
-append_kv = as_op(cache.append_kv, _target, interpret)
-rms_norm = as_op(fused.rms_norm, _target, interpret)
-rope = as_op(fused.rope, _target, interpret)
-silu_mul = as_op(fused.silu_mul, _target, interpret)
-gelu_mul = as_op(fused.gelu_mul, _target, interpret)
-sample = as_op(sampling.sample, _target, interpret)
+globals().update(as_ops(_target, interpret))

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from triton import JITFunction
 
 from pagedserve.backends.operands import OPERANDS
-from pagedserve.backends.triton.target import Target
+from pagedserve.backends.triton.target import Config, Target
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Launch:
 
     Attributes:
         grid: programs along each axis; a launch with a 0 among them does nothing.
-        arguments: tensors, numbers, and None for a tensor that the call has not, by the kernel's names.
+        arguments: by the kernel's names: tensors, numbers, None for a tensor that the call has not, and named tuples
+            of these, which kernels/operands.py defines.
         constants: what the kernel is compiled for, by the kernel's names.
         num_warps, num_stages: of the compiled kernel.
         measured: the run that chose the configuration; None: not yet measured.
@@ -38,11 +40,29 @@ class Launch:
         return str(self.kernel.fn.__name__)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Those among the arguments."""
+        return [value for _, value in leaves(self.arguments) if isinstance(value, Tensor)]
+
+    @property
     def num_programs(self) -> int:
         total = 1
         for count in self.grid:
             total *= count
         return total
+
+    @classmethod
+    def configured(
+        cls,
+        kernel: JITFunction[Any],
+        grid: tuple[int, ...],
+        arguments: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        config: Config,
+    ) -> Launch:
+        """A launch with a table's warps and stages."""
+        own = {name: config.use[name] for name in ("num_warps", "num_stages") if name in config.use}
+        return cls(kernel, grid, arguments, constants, **own, measured=config.measured)
 
     def run(self) -> None:
         """On the device of its tensors. Compiles at the first call of its kind, unless Triton's cache has it."""
@@ -56,7 +76,7 @@ class Launch:
     def describe(self) -> str:
         """The launch in a line."""
         grid = " x ".join(map(str, self.grid))
-        sizes = ", ".join(f"{name} {value}" for name, value in self.constants.items())
+        sizes = ", ".join(f"{name} {value}" for name, value in leaves(self.constants))
         chosen = "not yet measured" if self.measured is None else ", ".join(map(str, self.measured.values()))
         return (
             f"{self.name}: {grid} = {self.num_programs} programs of {self.num_warps} warps, {self.num_stages} stages "
@@ -66,6 +86,12 @@ class Launch:
     def _everything(self) -> dict[str, Any]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return {**self.arguments, **self.constants, **options}
+
+
+def leaves(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, with the fields of a named tuple in its place."""
+    for name, value in named.items():
+        yield from value._asdict().items() if isinstance(value, tuple) else ((name, value),)
 
 
 def as_op(

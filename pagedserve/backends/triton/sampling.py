@@ -48,13 +48,12 @@ def sample(target: Target, call: Sample) -> list[Launch]:
     }
     block = min(power_of_two(vocab_size, 16), config["block"])
     launches.append(
-        Launch(
+        Launch.configured(
             sample_kernel,
             (num_rows,),
             arguments,
             {"BLOCK": block},
-            num_warps=config["num_warps"],
-            measured=config.measured,
+            config,
         )
     )
     return launches

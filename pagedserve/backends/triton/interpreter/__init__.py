@@ -13,7 +13,6 @@ import random
 from collections.abc import Iterable
 
 import numpy as np
-from torch import Tensor
 
 from pagedserve.backends.triton.interpreter.builder import Builder, Unsupported
 from pagedserve.backends.triton.interpreter.language import Language
@@ -35,8 +34,7 @@ def interpret(launches: Iterable[Launch], *, order: int | None = 0) -> None:
 
 
 def _interpret(launch: Launch, order: int | None) -> None:
-    tensors = [value for value in launch.arguments.values() if isinstance(value, Tensor)]
-    memory = Memory(tensors, launch.num_programs)
+    memory = Memory(launch.tensors, launch.num_programs)
     builder = Builder(memory)
     language = Language(builder)
     function = language.function(launch.kernel.fn)

@@ -85,7 +85,9 @@ class Language:
         return own
 
     def argument(self, value: Any) -> Any:
-        """A launch's tensor or number as the kernel sees it."""
+        """A launch's tensor, number or named tuple of these as the kernel sees it."""
+        if isinstance(value, tuple):
+            return type(value)(*map(self.argument, value))
         if hasattr(value, "data_ptr"):
             kind = tl.pointer_type(tl.dtype(_short_name(str(value.dtype))))
             return self.tile(TensorHandle(np.array([value.data_ptr()], np.uint64), kind), kind)

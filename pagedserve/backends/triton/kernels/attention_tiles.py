@@ -8,21 +8,40 @@
 # Sums     f32; a tile's keys in the matrix instruction's order, tiles one after another
 # Source   Milakov and Gimelshein 2018 (online softmax); Dao 2023 (FlashAttention-2)
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from pagedserve.backends.triton.kernels.kv_codes import load_values
+from pagedserve.backends.triton.kernels.operands import Pages, Rows, load_rows, row_offsets, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+class AttentionShape(NamedTuple):
+    """What attention is compiled for."""
+
+    group_size: int
+    page_size: int
+    head_dim: int
+    block_m: int  # rows of a program
+    block_n: int  # keys of a tile
+    block_d: int  # a power of two, head_dim or more
+    kind: str  # of pages, see kv_codes.py
+    code_unit: float  # a power of two near the largest code: keeps p * v_scale within float16
+    converts_fp8: bool
+    dot: Any  # what q . k multiplies
+    dot_v: Any  # what weights times values multiplies
+    has_soft_cap: bool
+    has_window: bool
+
+
 @triton.jit
-def load_queries(q, rows, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, DOT: tl.constexpr):
-    """Rows of q, [rows, BLOCK_D] of DOT; rows: where each starts, i64."""
-    column = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (column < HEAD_DIM)[None, :]
-    return tl.load(q + rows[:, None] + column[None, :], mask=mask, other=0.0).to(DOT)
+def load_queries(q, starts, valid, SHAPE: tl.constexpr):
+    """Rows of q, [rows, block_d] of dot; starts: where each starts, i64."""
+    return load_rows(q, starts, valid, SHAPE.head_dim, SHAPE.block_d).to(SHAPE.dot)
 
 
 @triton.jit
@@ -31,62 +50,49 @@ def tanh(x):
 
 
 @triton.jit
+def load_scales(pages: Pages, page, in_page, head, read):
+    """Scales of keys or values, [keys] f32; zero where not read."""
+    starts = page * pages.scale_page_stride + in_page * pages.scale_row_stride
+    return tl.load(pages.scales + head * pages.scale_head_stride + starts, mask=read, other=0.0)
+
+
+@triton.jit
 def attend(
     largest,  # [rows] f32, the maximum so far, base 2
     total,  # [rows] f32, the sum of exponentials so far
-    weighted,  # [rows, BLOCK_D] f32, the weighted values so far
-    q,  # [rows, BLOCK_D] of DOT
+    weighted,  # [rows, block_d] f32, the weighted values so far
+    q,  # [rows, block_d] of dot
     position,  # [rows] i32, of each row's token
     slopes,  # [rows] f32, or None
     tree_rows,  # [rows] pointers to each row's part of tree_mask, or None
-    k_pages,
-    v_pages,
-    pages,  # pointer to the sequence's row of page_table
-    k_scales,
-    v_scales,
-    k_page_stride,
-    k_row_stride,
-    v_page_stride,
-    v_row_stride,
-    ks_page_stride,
-    ks_row_stride,
-    vs_page_stride,
-    vs_row_stride,
+    k: Pages,
+    v: Pages,
+    kv_head,
+    page_ids,  # pointer to the sequence's row of page_table
     scale,
     soft_cap,
     window,
     first_seen,  # the first key that any row sees
     first_new,  # the first key that is also a query
-    begin,  # of the keys, a multiple of BLOCK_N
+    begin,  # of the keys, a multiple of block_n
     end,  # of the keys
-    PAGE_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KIND: tl.constexpr,
-    CODE_UNIT: tl.constexpr,  # a power of two near the largest code: keeps p * v_scale within float16
-    CONVERTS_FP8: tl.constexpr,
-    DOT: tl.constexpr,  # what q . k multiplies
-    DOT_V: tl.constexpr,  # what weights times values multiplies
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    SHAPE: tl.constexpr,  # an AttentionShape
     MASKED: tl.constexpr,  # whether a key may be hidden from a row
 ):
-    for start in range(begin, end, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+    k_base = k.base + kv_head.to(tl.int64) * k.head_stride
+    v_base = v.base + kv_head.to(tl.int64) * v.head_stride
+    for start in range(begin, end, SHAPE.block_n):
+        key = start + tl.arange(0, SHAPE.block_n)
         read = key < end
-        if HAS_WINDOW:
+        if SHAPE.has_window:
             read = read & (key >= first_seen)
-        page = tl.load(pages + key // PAGE_SIZE, mask=read, other=0).to(tl.int64)
-        in_page = key % PAGE_SIZE
-        k = load_values(
-            k_pages, page * k_page_stride + in_page * k_row_stride, read, HEAD_DIM, BLOCK_D, KIND, CONVERTS_FP8, DOT
-        )
-        logit = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if KIND != "float":
-            k_scale = tl.load(k_scales + page * ks_page_stride + in_page * ks_row_stride, mask=read, other=0.0)
-            logit = logit * k_scale[None, :]
-        if HAS_SOFT_CAP:
+        page = tl.load(page_ids + key // SHAPE.page_size, mask=read, other=0).to(tl.int64)
+        in_page = key % SHAPE.page_size
+        keys = load_values(k_base, page * k.page_stride + in_page * k.row_stride, read, SHAPE, SHAPE.dot)
+        logit = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+        if SHAPE.kind != "float":
+            logit = logit * load_scales(k, page, in_page, kv_head, read)[None, :]
+        if SHAPE.has_soft_cap:
             logit = soft_cap * tanh(logit / soft_cap)
         if slopes is not None:
             logit += slopes[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
@@ -100,7 +106,7 @@ def attend(
                 visible = visible & ((drawn != 0) | (key < first_new)[None, :])
             else:
                 visible = visible & (key[None, :] <= position[:, None])
-            if HAS_WINDOW:
+            if SHAPE.has_window:
                 visible = visible & (key[None, :] > position[:, None] - window)
             logit = tl.where(visible, logit, float("-inf"))
         tile_largest = tl.maximum(largest, tl.max(logit, 1))
@@ -109,23 +115,20 @@ def attend(
         weight = tl.exp2(logit - shift[:, None])
         fade = tl.exp2(largest - shift)
         total = total * fade + tl.sum(weight, 1)
-        v = load_values(
-            v_pages, page * v_page_stride + in_page * v_row_stride, read, HEAD_DIM, BLOCK_D, KIND, CONVERTS_FP8, DOT_V
-        )
-        if KIND != "float":
-            v_scale = tl.load(v_scales + page * vs_page_stride + in_page * vs_row_stride, mask=read, other=0.0)
-            weight = weight * (v_scale * CODE_UNIT)[None, :]
+        values = load_values(v_base, page * v.page_stride + in_page * v.row_stride, read, SHAPE, SHAPE.dot_v)
+        if SHAPE.kind != "float":
+            weight = weight * (load_scales(v, page, in_page, kv_head, read) * SHAPE.code_unit)[None, :]
         if tree_rows is not None:
             seen = tl.max(visible.to(tl.int32), 0) > 0
-            v = tl.where(seen[:, None], v, tl.zeros_like(v))  # a key nobody sees may hold anything
-        weighted = weighted * fade[:, None] + tl.dot(weight.to(DOT_V), v, input_precision="ieee")
+            values = tl.where(seen[:, None], values, tl.zeros_like(values))  # a key nobody sees may hold anything
+        weighted = weighted * fade[:, None] + tl.dot(weight.to(SHAPE.dot_v), values, input_precision="ieee")
         largest = tile_largest
     return largest, total, weighted
 
 
 @triton.jit
 def averaged(largest, total, weighted, CODE_UNIT: tl.constexpr):
-    """o [rows, BLOCK_D] and lse [rows], base 2; 0 and -inf for rows that saw nothing."""
+    """o [rows, block_d] and lse [rows], base 2; 0 and -inf for rows that saw nothing."""
     saw = total > 0.0
     o = weighted / (tl.where(saw, total, 1.0) * CODE_UNIT)[:, None]
     o = tl.where((total == 0.0)[:, None], 0.0, o)
@@ -136,25 +139,23 @@ def averaged(largest, total, weighted, CODE_UNIT: tl.constexpr):
 def store_result(
     o,
     lse2,
-    sinks,  # [rows] pointers, or None
-    out,
-    out_rows,
+    sinks,  # [num_q_heads] f32, or None
+    out: Rows,
     lse,
-    lse_rows,
+    flat,  # [rows] i64, of each row's token within out
+    head,  # [rows]
+    num_q_heads,
     valid,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
     """Writes rows of out and lse. A sink is one more key without a value, for rows that saw any."""
     if sinks is not None:
-        sink = tl.load(sinks, mask=valid, other=0.0) * LOG2E
+        sink = tl.load(sinks + head, mask=valid, other=0.0) * LOG2E
         high = tl.maximum(lse2, sink)
         merged = high + tl.log2(tl.exp2(lse2 - high) + tl.exp2(sink - high))
         saw = lse2 != float("-inf")
         o = o * tl.where(saw, tl.exp2(lse2 - merged), 0.0)[:, None]
         lse2 = tl.where(saw, merged, lse2)
-    column = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (column < HEAD_DIM)[None, :]
-    tl.store(out + out_rows[:, None] + column[None, :], o.to(out.dtype.element_ty), mask=mask)
+    store_rows(out.base, row_offsets(out, flat, head), valid, o, SHAPE.head_dim, SHAPE.block_d)
     if lse is not None:
-        tl.store(lse + lse_rows, lse2 * LN2, mask=valid)
+        tl.store(lse + flat * num_q_heads + head, lse2 * LN2, mask=valid)

@@ -13,6 +13,8 @@
 import triton
 import triton.language as tl
 
+from pagedserve.backends.triton.kernels.operands import load_rows
+
 
 @triton.jit
 def fp8_values(codes, CONVERTS_FP8: tl.constexpr):
@@ -46,30 +48,19 @@ def nearest(x):
 
 
 @triton.jit
-def load_values(
-    pages,
-    rows,
-    read,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-    CONVERTS_FP8: tl.constexpr,
-    DOT: tl.constexpr,
-):
-    """Rows of pages as [rows, BLOCK_D] of DOT, without their scales; zero where not read.
+def load_values(base, starts, read, SHAPE: tl.constexpr, DOT: tl.constexpr):
+    """Rows of pages as [rows, block_d] of DOT, without their scales; zero where not read.
 
-    rows: where each starts, [rows] i64; read: [rows].
+    starts: where each row starts, [rows] i64; read: [rows]; SHAPE: an AttentionShape.
     """
-    if KIND == "int4":
-        byte = tl.arange(0, BLOCK_D // 2)
-        mask = read[:, None] & (byte < HEAD_DIM // 2)[None, :]
-        pair = tl.load(pages + rows[:, None] + byte[None, :], mask=mask, other=0x88).to(tl.int32)
+    if SHAPE.kind == "int4":
+        byte = tl.arange(0, SHAPE.block_d // 2)
+        mask = read[:, None] & (byte < SHAPE.head_dim // 2)[None, :]
+        pair = tl.load(base + starts[:, None] + byte[None, :], mask=mask, other=0x88).to(tl.int32)
         return tl.interleave((pair & 15) - 8, (pair >> 4) - 8).to(tl.float32).to(DOT)
-    column = tl.arange(0, BLOCK_D)
-    mask = read[:, None] & (column < HEAD_DIM)[None, :]
-    place = pages + rows[:, None] + column[None, :]
-    if KIND == "fp8":
-        return fp8_values(tl.load(place, mask=mask, other=0), CONVERTS_FP8).to(DOT)
-    if KIND == "int8":
-        return tl.load(place, mask=mask, other=0).to(tl.float32).to(DOT)
-    return tl.load(place, mask=mask, other=0.0).to(DOT)
+    values = load_rows(base, starts, read, SHAPE.head_dim, SHAPE.block_d)
+    if SHAPE.kind == "fp8":
+        return fp8_values(values, SHAPE.converts_fp8).to(DOT)
+    if SHAPE.kind == "int8":
+        return values.to(tl.float32).to(DOT)
+    return values.to(DOT)

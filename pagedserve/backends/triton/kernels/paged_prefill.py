@@ -2,7 +2,7 @@
 # o[t, h] = softmax(scale * q[t, h] . K[s]) V[s], ragged queries, the last of each sequence, over paged keys
 #
 #   q, out               [num_tokens, num_q_heads, head_dim]                T
-#   k_pages, v_pages     [num_pages, page_size, num_kv_heads, head_dim]     KV, see kv_codes.py
+#   k, v                 [num_pages, page_size, num_kv_heads, head_dim]     KV, see kv_codes.py
 #   page_table           [num_seqs, max_pages]                              i32    entries past kv_len are never read
 #   kv_lens              [num_seqs]                                         i32    not read where there are no queries
 #   q_starts             [num_seqs + 1]                                     i32
@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from pagedserve.backends.triton.kernels.attention_tiles import attend, averaged, load_queries, store_result
+from pagedserve.backends.triton.kernels.operands import Pages, Rows, row_offsets
 
 
 @triton.jit
@@ -41,54 +42,26 @@ def sequence_of(tile, q_starts, num_seqs, GROUP_SIZE: tl.constexpr, BLOCK_M: tl.
 
 @triton.jit(do_not_specialize=["num_seqs", "num_kv_heads", "window", "table_stride"])
 def paged_prefill_kernel(
-    q,
-    k_pages,
-    v_pages,
+    q: Rows,
+    k: Pages,
+    v: Pages,
     page_table,
+    table_stride,
     kv_lens,
     q_starts,
     sinks,
     alibi_slopes,
-    k_scales,
-    v_scales,
-    out,
+    out: Rows,
     lse,
-    q_token_stride,
-    q_head_stride,
-    out_token_stride,
-    out_head_stride,
-    table_stride,
-    k_page_stride,
-    k_row_stride,
-    k_page_head_stride,
-    v_page_stride,
-    v_row_stride,
-    v_page_head_stride,
-    ks_page_stride,
-    ks_row_stride,
-    ks_head_stride,
-    vs_page_stride,
-    vs_row_stride,
-    vs_head_stride,
     num_seqs,
     num_kv_heads,
     window,
     scale,
     soft_cap,
-    GROUP_SIZE: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KIND: tl.constexpr,
-    CODE_UNIT: tl.constexpr,
-    CONVERTS_FP8: tl.constexpr,
-    DOT: tl.constexpr,
-    DOT_V: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
+    GROUP_SIZE: tl.constexpr = SHAPE.group_size
+    BLOCK_M: tl.constexpr = SHAPE.block_m
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     seq = sequence_of(tile, q_starts, num_seqs, GROUP_SIZE, BLOCK_M)
     first_query = tl.load(q_starts + seq)
@@ -102,30 +75,28 @@ def paged_prefill_kernel(
         head = kv_head * GROUP_SIZE + row % GROUP_SIZE
         position = tl.where(valid, kv_len - q_len + token, -1)  # what stands at -1 sees nothing
         flat = (first_query + token).to(tl.int64)
-        queries = load_queries(q, flat * q_token_stride + head * q_head_stride, valid, HEAD_DIM, BLOCK_D, DOT)
+        queries = load_queries(q.base, row_offsets(q, flat, head), valid, SHAPE)
         slopes = None
         if alibi_slopes is not None:
             slopes = tl.load(alibi_slopes + head, mask=valid, other=0.0)
-        k_scale_base, v_scale_base = k_scales, v_scales
-        if KIND != "float":
-            k_scale_base = k_scales + kv_head * ks_head_stride
-            v_scale_base = v_scales + kv_head * vs_head_stride
 
         first_position = kv_len - q_len + tile * BLOCK_M // GROUP_SIZE
         last_row = tl.minimum((tile + 1) * BLOCK_M, q_len * GROUP_SIZE) - 1
         end = tl.minimum(kv_len - q_len + last_row // GROUP_SIZE + 1, kv_len)  # one past the last key that a row sees
         first_seen = tl.maximum(first_position - window + 1, 0)
         begin = 0
-        if HAS_WINDOW:
-            begin = first_seen // BLOCK_N * BLOCK_N
+        if SHAPE.has_window:
+            begin = first_seen // SHAPE.block_n * SHAPE.block_n
             all_seen = begin
         else:
-            all_seen = tl.maximum(first_position + 1, 0) // BLOCK_N * BLOCK_N  # every row sees the keys before this
+            all_seen = (
+                tl.maximum(first_position + 1, 0) // SHAPE.block_n * SHAPE.block_n
+            )  # every row sees the keys before this
         largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.full([BLOCK_M], 0.0, tl.float32)
-        weighted = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
+        weighted = tl.full([BLOCK_M, SHAPE.block_d], 0.0, tl.float32)
         for part in tl.static_range(2):  # tiles that every row sees, then those that need a mask
-            if part == 1 or not HAS_WINDOW:
+            if part == 1 or not SHAPE.has_window:
                 largest, total, weighted = attend(
                     largest,
                     total,
@@ -134,19 +105,10 @@ def paged_prefill_kernel(
                     position,
                     slopes,
                     None,
-                    k_pages + kv_head.to(tl.int64) * k_page_head_stride,
-                    v_pages + kv_head.to(tl.int64) * v_page_head_stride,
+                    k,
+                    v,
+                    kv_head,
                     page_table + tl.cast(seq, tl.int64) * table_stride,
-                    k_scale_base,
-                    v_scale_base,
-                    k_page_stride,
-                    k_row_stride,
-                    v_page_stride,
-                    v_row_stride,
-                    ks_page_stride,
-                    ks_row_stride,
-                    vs_page_stride,
-                    vs_row_stride,
                     scale,
                     soft_cap,
                     window,
@@ -154,23 +116,8 @@ def paged_prefill_kernel(
                     kv_len,
                     all_seen if part == 1 else begin,
                     end if part == 1 else all_seen,
-                    PAGE_SIZE,
-                    HEAD_DIM,
-                    BLOCK_D,
-                    BLOCK_N,
-                    KIND,
-                    CODE_UNIT,
-                    CONVERTS_FP8,
-                    DOT,
-                    DOT_V,
-                    HAS_SOFT_CAP,
-                    HAS_WINDOW,
+                    SHAPE,
                     part == 1,
                 )
-        o, lse2 = averaged(largest, total, weighted, CODE_UNIT)
-        row_sinks = None
-        if sinks is not None:
-            row_sinks = sinks + head
-        lse_rows = flat * (num_kv_heads * GROUP_SIZE) + head
-        out_rows = flat * out_token_stride + head * out_head_stride
-        store_result(o, lse2, row_sinks, out, out_rows, lse, lse_rows, valid, HEAD_DIM, BLOCK_D)
+        o, lse2 = averaged(largest, total, weighted, SHAPE.code_unit)
+        store_result(o, lse2, sinks, out, lse, flat, head, num_kv_heads * GROUP_SIZE, valid, SHAPE)

@@ -13,6 +13,8 @@
 import triton
 import triton.language as tl
 
+from pagedserve.backends.triton.kernels.operands import Rows, row_offsets
+
 
 @triton.jit
 def _summed(x, residual, columns, mask):
@@ -36,15 +38,11 @@ def _normed(wide, factor, weight, out, columns, mask, ACCUMULATE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_heads"])
 def rms_norm_kernel(
-    x,
+    x_rows: Rows,
     weight,
     residual,
-    out,
-    x_token_stride,
-    x_head_stride,
     residual_token_stride,
-    out_token_stride,
-    out_head_stride,
+    out_rows: Rows,
     num_heads,
     eps,
     HIDDEN: tl.constexpr,
@@ -53,8 +51,8 @@ def rms_norm_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     token, head = row // num_heads, row % num_heads
-    x += token * x_token_stride + head * x_head_stride
-    out += token * out_token_stride + head * out_head_stride
+    x = x_rows.base + row_offsets(x_rows, token, head)
+    out = out_rows.base + row_offsets(out_rows, token, head)
     if residual is not None:
         residual += token * residual_token_stride
     columns = tl.arange(0, BLOCK)

@@ -14,6 +14,8 @@
 import triton
 import triton.language as tl
 
+from pagedserve.backends.triton.kernels.operands import Rows, row_offsets
+
 
 @triton.jit
 def rotated(a, b, cos, sin):
@@ -22,11 +24,9 @@ def rotated(a, b, cos, sin):
 
 @triton.jit(do_not_specialize=["num_heads"])
 def rope_kernel(
-    x,
+    x: Rows,
     positions,
     cos_sin,
-    x_token_stride,
-    x_head_stride,
     num_heads,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -44,10 +44,10 @@ def rope_kernel(
         first, apart = 2 * pair, 1
     else:
         first, apart = pair, HALF
-    place = x + token * x_token_stride + heads[:, None] * x_head_stride + first[None, :]
+    place = x.base + row_offsets(x, token, heads)[:, None] + first[None, :]
     mask = (heads < num_heads)[:, None] & (pair < HALF)[None, :]
     a = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(place + apart, mask=mask, other=0.0).to(tl.float32)
     c, d = rotated(a, b, cos, sin)
-    tl.store(place, c.to(x.dtype.element_ty), mask=mask)
-    tl.store(place + apart, d.to(x.dtype.element_ty), mask=mask)
+    tl.store(place, c.to(x.base.dtype.element_ty), mask=mask)
+    tl.store(place + apart, d.to(x.base.dtype.element_ty), mask=mask)
