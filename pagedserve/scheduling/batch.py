@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class DecodeBatch:
         self.seqs: list[Sequence] = []
         self.rows: list[int] = []
         self.ids: list[str] = []
-        self._tokens: list[list[int]] = []  # each sequence's own
+        self._tokens: list[array[int]] = []  # each sequence's own
         self._stops: Counter[int] = Counter()  # stop token -> how many have it
         self._tick = 0
         self._calendar: dict[int, list[Sequence]] = {}
@@ -65,7 +66,7 @@ class DecodeBatch:
 
     def append(self, tokens: Seq[int]) -> None:
         """A token for each sequence."""
-        deque(map(list.append, self._tokens, tokens), maxlen=0)
+        deque(map(array.append, self._tokens, tokens), maxlen=0)
         self.context += len(tokens)
 
     def may_stop(self, tokens: Seq[int]) -> bool:

@@ -10,10 +10,10 @@ from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.pages import PageAllocator
 from pagedserve.scheduling.policy import recompute_cost
-from pagedserve.scheduling.prefix import Node, PrefixCache
+from pagedserve.scheduling.prefix import Key, Node, PrefixCache
 from pagedserve.scheduling.request import Sequence
 
-Front = tuple[Node | str, tuple[int | str, ...]]
+Front = tuple[Node | str, Key | tuple[str]]
 
 
 class Memory:
@@ -102,11 +102,11 @@ class Memory:
 
     def cache_computed(self, seq: Sequence) -> None:
         """Into the prefix cache: the pages that seq filled. Where one is there already, seq goes on with that."""
-        size = self._page_size
+        size, tokens = self._page_size, seq.tokens
         num_full = seq.num_computed // size if self._caching else 0
         for i in range(seq.num_shared, num_full):
             page = seq.pages[i]
-            node = self._insert(seq, tuple(seq.tokens[i * size : i * size + size]))
+            node = self._insert(seq, tokens[i * size : i * size + size].tobytes())
             seq.tail = None
             if node is None:
                 return
@@ -122,7 +122,7 @@ class Memory:
         """Into the prefix cache: the computed tokens of the last page, filled in part. After cache_computed."""
         begin, end = seq.num_shared * self._page_size, seq.num_computed
         if self._caching and 0 < end - begin < self._page_size:
-            node = self._insert(seq, tuple(seq.tokens[begin:end]))
+            node = self._insert(seq, seq.tokens[begin:end].tobytes())
             seq.tail = node if node is not None and node.page == seq.pages[seq.num_shared] else None
 
     def release(self, seq: Sequence) -> None:
@@ -192,9 +192,9 @@ class Memory:
     def _front(self, seq: Sequence, node: Node | None, start: int, limit: int) -> Front:
         """The whole page that seq would compute first; its id where there is none."""
         stop = start + self._page_size
-        return node or seq.arrival.cache_salt, tuple(seq.tokens[start:stop]) if stop <= limit else (seq.id,)
+        return node or seq.arrival.cache_salt, seq.tokens[start:stop].tobytes() if stop <= limit else (seq.id,)
 
-    def _insert(self, seq: Sequence, key: tuple[int, ...]) -> Node | None:
+    def _insert(self, seq: Sequence, key: Key) -> Node | None:
         """The node that holds key after seq's last whole page there; a new one where there is none."""
         if seq.tail is not None:
             return self.cache.lengthen(seq.tail, key)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefix cache: a radix tree over pages, one tree per salt.
 
-A node is a page and the tokens in it. An inner node's page is full; a leaf's may be filled in part. A match is made
+A node is a page and the tokens in it, of 8 bytes each: bytes are compared at once, and the garbage collector has
+nothing to look through. An inner node's page is full; a leaf's may be filled in part. A match is made
 token by token: whole pages are shared, and a page that matches in part is copied by whoever goes on from there.
 Siblings are sorted, so the one with the longest common prefix is beside the place where a key would stand.
 
@@ -12,29 +13,33 @@ of computing it again, the cheapest goes, and the floor rises to its worth. With
 from __future__ import annotations
 
 import heapq
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 from pagedserve.scheduling.pages import PageAllocator
 
-Key = tuple[int, ...]
+Key = bytes
+TOKEN_BYTES = 8
+_KEY = attrgetter("key")
 
 
 class Node:
     """A page in the tree, or a tree's root (depth 0, no page, its own parent). depth counts pages from the root."""
 
-    def __init__(self, parent: Node | None, key: Key, page: int, salt: str = "") -> None:
+    salt = ""  # a root's
+    worth = 0.0
+    used = 0
+    serial = 0  # of its valid entry in the eviction heap
+    dead = False
+
+    def __init__(self, parent: Node | None, key: Key, page: int) -> None:
         self.parent: Node = parent or self
         self.depth: int = parent.depth + 1 if parent else 0
         self.key = key
         self.page = page
-        self.salt = salt  # a root's
         self.children: list[Node] = []  # sorted by key
-        self.keys: list[Key] = []  # of children
-        self.worth = 0.0
-        self.used = 0
-        self.serial = 0  # of its valid entry in the eviction heap
-        self.dead = False
 
 
 class PrefixCache:
@@ -49,19 +54,19 @@ class PrefixCache:
         self._floor = 0.0
         self._num_nodes = self._num_uses = self._num_offers = 0
 
-    def match(self, salt: str, tokens: Sequence[int], limit: int) -> tuple[list[Node], Node | None, int]:
+    def match(self, salt: str, tokens: array[int], limit: int) -> tuple[list[Node], Node | None, int]:
         """What the tree holds of tokens[:limit]: whole pages, then a page of which so many tokens match. O(limit)."""
         nodes: list[Node] = []
         node = self._roots.get(salt)
         while node is not None:
             start = len(nodes) * self._page_size
-            key = tuple(tokens[start : min(start + self._page_size, limit)])
-            place = bisect_left(node.keys, key)
-            if len(key) == self._page_size and node.keys[place : place + 1] == [key]:
-                node = node.children[place]
+            key = tokens[start : min(start + self._page_size, limit)].tobytes()
+            place = bisect_left(node.children, key, key=_KEY)
+            beside = node.children[max(place - 1, 0) : place + 1]
+            if beside and len(key) == self._page_size * TOKEN_BYTES and beside[-1].key == key:
+                node = beside[-1]
                 nodes.append(node)
                 continue
-            beside = node.children[max(place - 1, 0) : place + 1]
             best = max(beside, key=lambda sibling: _common_length(sibling.key, key), default=None)
             length = _common_length(best.key, key) if best else 0
             return nodes, best if length else None, length
@@ -70,10 +75,11 @@ class PrefixCache:
     def extend(self, node: Node | None, salt: str, key: Key, page: int) -> Node | None:
         """The child of node (None: a root) that begins with key, else a new one on page. None: node was forgotten."""
         if node is None:
-            node = self._roots.setdefault(salt, Node(None, (), -1, salt))
+            node = self._roots.setdefault(salt, Node(None, b"", -1))
+            node.salt = salt
         if node.dead:
             return None
-        child = _beginning_with(node, key)
+        child = _beginning_with(node, key) if node.children else None
         if child is None:
             child = Node(node, key, page)
             self._pages.keep(page)
@@ -100,7 +106,7 @@ class PrefixCache:
         here = node
         while here.depth:
             start = (here.depth - 1) * self._page_size
-            here.worth = self._floor + self._price(start, start + len(here.key))
+            here.worth = self._floor + self._price(start, start + len(here.key) // TOKEN_BYTES)
             here.used = self._num_uses
             here = here.parent
         self._offer(node)
@@ -143,19 +149,18 @@ class PrefixCache:
 
     def _attach(self, node: Node) -> None:
         """Into its parent's children. An idle sibling that node begins with has served its time."""
-        parent = node.parent
-        place = bisect_left(parent.keys, node.key)
-        before = parent.children[place - 1] if place else None
+        siblings = node.parent.children
+        place = bisect_left(siblings, node.key, key=_KEY) if siblings else 0
+        before = siblings[place - 1] if place else None
         if before and node.key[: len(before.key)] == before.key and self._pages.is_idle(before.page):
             self._detach(before)
             self._bury(before)
             place -= 1
-        parent.keys.insert(place, node.key)
-        parent.children.insert(place, node)
+        siblings.insert(place, node)
 
     def _detach(self, node: Node) -> None:
-        place = bisect_left(node.parent.keys, node.key)
-        del node.parent.keys[place], node.parent.children[place]
+        siblings = node.parent.children
+        del siblings[bisect_left(siblings, node.key, key=_KEY)]
 
     def _bury(self, node: Node) -> None:
         node.dead = True
@@ -178,10 +183,12 @@ class PrefixCache:
 
 
 def _beginning_with(parent: Node, key: Key) -> Node | None:
-    place = bisect_left(parent.keys, key)
-    found = place < len(parent.keys) and parent.keys[place][: len(key)] == key
-    return parent.children[place] if found else None
+    place = bisect_left(parent.children, key, key=_KEY)
+    child = parent.children[place] if place < len(parent.children) else None
+    return child if child and child.key[: len(key)] == key else None
 
 
 def _common_length(a: Key, b: Key) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Tokens that both begin with."""
+    num_bytes = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return num_bytes // TOKEN_BYTES

@@ -138,7 +138,7 @@ def test_a_stop_token_ends_it_and_is_kept() -> None:
     arrive(scheduler, "b", [1, 3], 5, stop_token_ids=frozenset([8]))
     sequence = scheduler.sequence("a")
     assert endings(run_dry(runner)) == {"a": "stop", "b": "length"}
-    assert sequence.tokens == [1, 2, 9, 9, 9]
+    assert sequence.tokens.tolist() == [1, 2, 9, 9, 9]
 
 
 def test_requests_that_never_fit_are_refused_at_arrival() -> None:

@@ -24,7 +24,7 @@ def test_a_step_in_which_nothing_changes_costs_the_same_for_any_number() -> None
             assert plan.page_writes == []
             counts.append(count)
         costs[num_seqs] = [sum(column) / 4 for column in zip(*counts, strict=True)]
-    assert costs[256] == pytest.approx(costs[64], rel=0.01)
+    assert costs[256] == pytest.approx(costs[64], rel=0.05)
     assert costs[64][0] <= 1400, costs
     assert costs[64][1] <= 40, costs
 
