@@ -9,6 +9,7 @@ import torch
 
 from pagedserve import ops
 from pagedserve.backends import params
+from pagedserve.backends.operands import PlanDecode
 from pagedserve.emulate import Library, Run, library, session
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -20,7 +21,8 @@ def plan() -> torch.Tensor:
     lens = torch.tensor(LENS, dtype=torch.int32)
     size = ops.decode_workspace_bytes(len(LENS), 8, 2, 64, max_kv_tokens=sum(max(n, 0) for n in LENS))
     workspace = torch.full((size,), 0xAB, dtype=torch.uint8)
-    fields = params.plan_decode(lens, workspace, 8, 2, 64, 1, 0, 24)
+    call = PlanDecode.of("plan_decode", lens, workspace, 8, 2, 64, 1, 0, 24)
+    fields = params.plan_decode(call, call.num_blocks)
     library("plan_decode").run("pagedserve_plan_decode", "PlanDecodeParams", fields)
     return workspace
 
