@@ -104,7 +104,7 @@ def read_prompt(event: Arrive) -> array[int]:
     rules = [
         ("id", isinstance(event.id, str) and event.id != "", "a string of at least one character"),
         ("t", is_finite(event.t), "a finite time"),
-        ("prompt", min(prompt, default=-1) >= 0, "at least one token id, each an int of at least 0"),
+        ("prompt", min(prompt, default=-1) >= 0, "at least one token id, each an int from 0 to 2^63 - 1"),
         ("max_tokens", most > 0, "an int of at least 1"),
         ("min_tokens", is_count(event.min_tokens, 0, most), "an int from 0 to max_tokens"),
         ("priority", is_count(event.priority, -1_000_000, 1_000_000), "an int from -1000000 to 1000000"),

@@ -120,6 +120,7 @@ def test_config_names_the_field_that_is_wrong(field: str, value: object, message
         ("t", math.nan, "t must be a finite time"),
         ("prompt", [], "prompt must be at least one token id"),
         ("prompt", [1, -1], r"got \[1, -1\]"),
+        ("prompt", [1 << 63], "prompt must be"),
         ("prompt", "text", "prompt must be"),
         ("prompt", [1.5], "prompt must be"),
         ("prompt", None, "prompt must be"),
@@ -150,5 +151,5 @@ def test_arrivals_are_refused_by_the_name_of_the_field(field: str, value: object
 def test_prompts_of_numpy_ints_are_read() -> None:
     event = Arrive(0.0, "a", np.arange(3, dtype=np.int32), 8)
     prompt = read_prompt(event)
-    assert prompt == [0, 1, 2]
+    assert prompt.tolist() == [0, 1, 2]
     assert {type(token) for token in prompt} == {int}
