@@ -80,6 +80,7 @@ class Phase:
         at_once: all questions at the same moment; otherwise each when the one before is answered.
         duration_s: until the last token of the last answer.
         num_pages: that the engine has.
+        model_s: for which the model ran, sampling included; the rest is the engine's own, and the caller's.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Phase:
     samples: list[Sample] = field(default_factory=list)
     duration_s: float = 0.0
     num_pages: int = 0
+    model_s: float = 0.0
 
     @property
     def num_output_tokens(self) -> int:
@@ -131,7 +133,8 @@ async def run_phase(
         changed: called after each delta.
     """
     began = time.perf_counter()
-    phase.num_pages = engine.stats().num_pages
+    before = engine.stats()
+    phase.num_pages = before.num_pages
     async with watching(engine, began, phase.samples.append):
         if phase.at_once:
             users = (_ask(engine, answer, prompt, params, began, changed) for answer, prompt in _pairs(phase, prompts))
@@ -140,6 +143,7 @@ async def run_phase(
             for answer, prompt in _pairs(phase, prompts):
                 await _ask(engine, answer, prompt, params, began, changed)
     phase.duration_s = max((answer.last_s or 0.0 for answer in phase.answers), default=0.0)
+    phase.model_s = engine.stats().step_s - before.step_s
     phase.samples.append(Sample(phase.duration_s, 0, 0, 0))
     return phase
 

@@ -34,6 +34,7 @@ def rows(phases: Sequence[Phase]) -> list[list[str]]:
         each("answers", lambda phase: f"{len(phase.answers)}"),
         each("output tokens", lambda phase: f"{phase.num_output_tokens:,}"),
         each("time for all", lambda phase: duration(phase.duration_s)),
+        each("... spent in the model", _model_share),
         each("tokens/s", lambda phase: f"{phase.tokens_per_s:,.0f}"),
         each("first token (TTFT) p50 / p99", p50_p99(lambda answer: answer.ttft_s)),
         each("between tokens (TPOT) p50 / p99", p50_p99(lambda answer: answer.tpot_s)),
@@ -70,6 +71,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "name": phase.name,
         "at_once": phase.at_once,
         "duration_s": phase.duration_s,
+        "model_s": phase.model_s,
         "output_tokens": phase.num_output_tokens,
         "tokens_per_s": phase.tokens_per_s,
         "ttft_s": both(lambda answer: answer.ttft_s),
@@ -117,6 +119,10 @@ def _pair(values: list[float]) -> str:
 
 def _sum(values: Iterable[int]) -> int:
     return sum(values)
+
+
+def _model_share(phase: Phase) -> str:
+    return f"{phase.model_s / phase.duration_s:.1%}" if phase.duration_s else "-"
 
 
 def _prefix_hits(phase: Phase) -> str:

@@ -135,10 +135,12 @@ def test_report_counts_waiting_in_line():
     """One at a time, the second user's own wait is short, but not the wait of somebody who came with the first."""
     queue = phase_of(answer(0.0, (0.5, 1), (1.5, 10)), answer(1.5, (2.5, 1), (3.5, 10)), duration_s=3.5, num_pages=50)
     queue.samples = [Sample(0.0, 1, 0, 10), Sample(1.0, 1, 0, 20)]
+    queue.model_s = 3.4
     rows = {row[0]: row[1] for row in report.rows([queue])}
     assert rows["first token (TTFT) p50 / p99"] == "750 ms / 995 ms"
     assert rows["had all come at once: TTFT p50 / p99"] == "1.5 s / 2.48 s"
     assert rows["tokens/s"] == "6"
+    assert rows["... spent in the model"] == "97.1%"
     assert rows["pages in use, mean / peak"] == "15 / 20 of 50"
 
 
