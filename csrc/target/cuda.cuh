@@ -15,6 +15,7 @@
 #define PAGEDSERVE_KERNEL(max_threads, min_blocks) __global__ void __launch_bounds__(max_threads, min_blocks)
 #define PAGEDSERVE_GRID_CONSTANT const __grid_constant__
 #define PAGEDSERVE_UNROLL _Pragma("unroll")
+#define PAGEDSERVE_ROLLED _Pragma("unroll 1")  // a loop that is to stay one
 #define PAGEDSERVE_DYNAMIC_SHARED(name)                                        \
   extern __shared__ __align__(1024) unsigned char pagedserve_dynamic_shared[]; \
   unsigned char* const name = pagedserve_dynamic_shared

@@ -200,6 +200,13 @@ PAGEDSERVE_DEVICE void load_matrices_transposed(uint32_t (&r)[N], const void* ro
   else                                                                                                  \
     asm volatile(before "f16.f16" after __VA_ARGS__)
 
+// Transposes a matrix of 8 x 8 16-bit elements, spread over the lanes as load_matrices spreads them.
+PAGEDSERVE_DEVICE uint32_t transpose_matrix(uint32_t matrix) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
+}
+
 // d += a b, of a [16, 16] and b [16, 8] in T (bf16 or f16), d [16, 8] in f32. With g = lane / 4, q = lane % 4 * 2:
 //   a[0] (g, q) (g, q + 1)   a[1] (g + 8, q) ..   a[2] (g, q + 8) ..   a[3] (g + 8, q + 8) ..
 //   b[0] (q, g) (q + 1, g)   b[1] (q + 8, g) ..   d[0..1] (g, q) (g, q + 1)   d[2..3] (g + 8, q) ..

@@ -15,6 +15,7 @@
 #define PAGEDSERVE_KERNEL(max_threads, min_blocks) inline void
 #define PAGEDSERVE_GRID_CONSTANT const
 #define PAGEDSERVE_UNROLL
+#define PAGEDSERVE_ROLLED
 #define PAGEDSERVE_DYNAMIC_SHARED(name) unsigned char* const name = ::pagedserve::emulator::dynamic_shared()
 #define PAGEDSERVE_SHARED(name, ...)                                                                           \
   static const char name##_key = 0;                                                                            \

@@ -74,6 +74,23 @@ inline void load_matrices(uint32_t* r, int count, const void* row, bool transpos
   gather_matrices(r, count, row, bits, transposed, word, site);
 }
 
+PAGEDSERVE_EMU_INTERNAL inline uint32_t transpose_matrix(uint32_t matrix, const Site& site) {
+  Hidden hidden;
+  Lane& lane = self();
+  lane.warp->in[lane.lane][0] = matrix;
+  collective(kAllLanes, "transpose_matrix", site, false, [](Warp& warp) {
+    for (int l = 0; l < 32; ++l) {
+      uint64_t pair = 0;
+      for (int j = 0; j < 2; ++j) {
+        const int row = l % 4 * 2 + j, column = l / 4;  // of what came in
+        pair |= (warp.in[row * 4 + column / 2][0] >> 16 * (column % 2) & 0xffff) << 16 * j;
+      }
+      warp.out[l][0] = pair;
+    }
+  });
+  return static_cast<uint32_t>(lane.warp->out[lane.lane][0]);
+}
+
 // The inverse of load_matrices.
 PAGEDSERVE_EMU_INTERNAL inline void scatter_matrices(const uint32_t* r, int count, uint64_t (&bits)[2],
                                                      const Site& site) {

@@ -123,6 +123,9 @@ void load_matrices_transposed(uint32_t (&r)[N], const void* row, Site site = Sit
   static_assert(N == 1 || N == 2 || N == 4, "load_matrices_transposed loads 1, 2 or 4");
   emulator::load_matrices(r, N, row, true, site);
 }
+inline uint32_t transpose_matrix(uint32_t matrix, Site site = Site::here()) {
+  return emulator::transpose_matrix(matrix, site);
+}
 template <class T>
 constexpr emulator::Half half_of() {
   static_assert(std::is_same<T, BF16>::value || std::is_same<T, F16>::value, "mma multiplies bf16 or f16");
