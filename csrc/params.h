@@ -43,6 +43,7 @@ struct PagedAttentionParams {
   void* workspace;     // [workspace_bytes]                        holds a plan_decode of this call; CUDA decode only
   int64_t workspace_bytes;  // see csrc/plan
   int32_t max_pages;        // of page_table
+  int32_t num_blocks;       // to launch; as many as were planned for, or any other number
 };
 
 // The split plan of paged_decode, written into its workspace: csrc/plan says how.
@@ -53,6 +54,8 @@ struct PlanDecodeParams {
   int32_t num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window;  // as in PagedAttentionParams
   int32_t num_blocks;  // CUDA blocks that share the work, at most 1024
 };
+
+constexpr int32_t kSplitTokens = 256;  // of a split of a CUDA decode: part of a row's arithmetic
 
 // What one block does to one strand.
 struct alignas(16) DecodeTask {

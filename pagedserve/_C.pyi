@@ -82,6 +82,7 @@ class PagedAttentionParams:
     workspace: int
     workspace_bytes: int
     max_pages: int
+    num_blocks: int
 
 class PlanDecodeParams:
     def __init__(self, **fields: object) -> None: ...

@@ -81,7 +81,8 @@ void bind_params(py::module_& m) {
       .field("bf16_products", &PagedAttentionParams::bf16_products)
       .field("workspace", &PagedAttentionParams::workspace)
       .field("workspace_bytes", &PagedAttentionParams::workspace_bytes)
-      .field("max_pages", &PagedAttentionParams::max_pages);
+      .field("max_pages", &PagedAttentionParams::max_pages)
+      .field("num_blocks", &PagedAttentionParams::num_blocks);
 
   ParamsClass<MergeStatesParams>(m, "MergeStatesParams")
       .field("states", &MergeStatesParams::states)

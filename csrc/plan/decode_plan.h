@@ -24,7 +24,6 @@
 
 namespace pagedserve::plan {
 
-constexpr int32_t kSplitTokens = 256;
 constexpr int32_t kPieceCost = 64;  // tokens that starting a piece costs; a guess: no GPU has measured it
 constexpr int32_t kMaxBlocks = 1024;
 constexpr int64_t kAlignment = 128;  // of what lies in a workspace; the workspace itself is aligned to 16 bytes
@@ -53,7 +52,7 @@ constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * 
 
 constexpr int32_t num_rows(const PlanDecodeParams& p) { return p.num_q_heads / p.num_kv_heads * p.q_len; }
 // Rows of a strand: the f32 sums of a tile live in registers.
-constexpr int32_t max_tile_rows(int32_t head_dim) { return head_dim <= 128 ? 32 : 16; }
+constexpr int32_t max_tile_rows(int32_t head_dim) { return head_dim <= 64 ? 32 : head_dim <= 128 ? 16 : 8; }
 constexpr int32_t num_tiles(const PlanDecodeParams& p) {
   return static_cast<int32_t>(ceil_div(num_rows(p), max_tile_rows(p.head_dim)));
 }

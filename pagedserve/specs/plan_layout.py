@@ -35,7 +35,7 @@ class Rows:
     @staticmethod
     def of(num_q_heads: int, num_kv_heads: int, head_dim: int, q_len: int) -> Rows:
         num_rows = num_q_heads // num_kv_heads * q_len
-        num_tiles = ceil_div(num_rows, 32 if head_dim <= 128 else 16)
+        num_tiles = ceil_div(num_rows, 32 if head_dim <= 64 else 16 if head_dim <= 128 else 8)
         return Rows(num_rows, num_tiles, ceil_div(ceil_div(num_rows, num_tiles), 8) * 8)
 
 
