@@ -8,6 +8,13 @@
 
 #pragma GCC visibility push(default)
 extern "C" {
+// One for each format of keys and values.
+int pagedserve_paged_decode_bf16(const pagedserve::PagedAttentionParams* params, void* stream);
+int pagedserve_paged_decode_f16(const pagedserve::PagedAttentionParams* params, void* stream);
+int pagedserve_paged_decode_f8(const pagedserve::PagedAttentionParams* params, void* stream);
+int pagedserve_paged_decode_i8(const pagedserve::PagedAttentionParams* params, void* stream);
+int pagedserve_paged_decode_i4(const pagedserve::PagedAttentionParams* params, void* stream);
+int pagedserve_merge_states(const pagedserve::MergeStatesParams* params, void* stream);
 int pagedserve_append_kv(const pagedserve::AppendKvParams* params, void* stream);
 int pagedserve_copy_pages(const pagedserve::CopyPagesParams* params, void* stream);
 int pagedserve_plan_decode(const pagedserve::PlanDecodeParams* params, void* stream);

@@ -31,3 +31,4 @@ def _default_blocks(where: Tensor) -> int:
 
 OPS = CudaOps(_launch, _default_blocks)
 plan_decode, append_kv, copy_pages = OPS.plan_decode, OPS.append_kv, OPS.copy_pages
+paged_decode, merge_states = OPS.paged_decode, OPS.merge_states

@@ -20,3 +20,4 @@ def _launch(launcher: str, name: str, fields: Fields, where: Tensor) -> None:
 
 OPS = CudaOps(_launch, lambda where: DEFAULT_BLOCKS)
 plan_decode, append_kv, copy_pages = OPS.plan_decode, OPS.append_kv, OPS.copy_pages
+paged_decode, merge_states = OPS.paged_decode, OPS.merge_states

@@ -36,11 +36,13 @@ class Requirement:
     Attributes:
         devices: device types; empty: any.
         dtypes: those allowed, by tensor; a tensor that is not named may have any the op allows.
+        never: dtypes of the spec's dispatch that it does not take together.
         lacks: features of the op's spec that the backend does not have.
     """
 
     devices: tuple[str, ...] = ()
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    never: tuple[tuple[str, ...], ...] = ()
     lacks: tuple[str, ...] = ()
 
     def refusals(self, call: Call) -> list[str]:
@@ -52,6 +54,9 @@ class Requirement:
             allowed = self.dtypes.get(name)
             if allowed and dtype not in allowed:
                 found.append(f"{name} is {dtype}, it takes {', '.join(allowed)}")
+        if call.dtypes in self.never:
+            pairs = zip(call.dtypes, SPECS[call.op].dispatch, strict=True)
+            found.append("it does not take " + " with ".join(f"{dtype} {name}" for dtype, name in pairs))
         found += [f"it lacks {feature}" for feature in call.features if feature in self.lacks]
         return found
 
@@ -77,6 +82,7 @@ def _on_cpu(**dtypes: tuple[str, ...]) -> Requirement:
 
 F32 = ("float32",)
 FLOATS = ("float32", "bfloat16", "float16")
+HALVES = ("bfloat16", "float16")
 KV = (*FLOATS, "int8", "float8_e4m3fn", "int4")
 
 CPU_OPS: dict[str, Requirement] = {
@@ -113,18 +119,24 @@ TRITON_OPS: dict[str, dict[str, tuple[str, ...]]] = {
 # What CUDA kernels run: on CUDA tensors, and emulated, for those who ask, on the CPU's.
 CUDA_OPS: dict[str, dict[str, tuple[str, ...]]] = {
     "plan_decode": {},
+    "paged_decode": {"q": HALVES, "k_pages": (*HALVES, *KV[3:])},
+    "merge_states": {"o": FLOATS},
     "append_kv": {"k": FLOATS, "k_pages": KV},
     "copy_pages": {},
 }
+# CUDA multiplies in the pages' dtype, and float16 does not fit into bfloat16.
+CUDA_NEVER = {"paged_decode": (("float16", "bfloat16"),)}
+
+
+def _cuda(op: str, device: str) -> Requirement:
+    return Requirement((device,), CUDA_OPS[op], CUDA_NEVER.get(op, ()))
+
 
 # The order of an op's rows is the order in which "auto" tries them.
 TABLE: tuple[Row, ...] = (
     *(Row(op, "cpu", "pagedserve.backends.cpu", requirement) for op, requirement in CPU_OPS.items()),
-    *(Row(op, "cuda", "pagedserve.backends.cuda", Requirement(("cuda",), dtypes)) for op, dtypes in CUDA_OPS.items()),
-    *(
-        Row(op, "cuda-emulated", "pagedserve.backends.cuda_emulated", Requirement(("cpu",), dtypes), False)
-        for op, dtypes in CUDA_OPS.items()
-    ),
+    *(Row(op, "cuda", "pagedserve.backends.cuda", _cuda(op, "cuda")) for op in CUDA_OPS),
+    *(Row(op, "cuda-emulated", "pagedserve.backends.cuda_emulated", _cuda(op, "cpu"), False) for op in CUDA_OPS),
     *(
         Row(op, "triton", "pagedserve.backends.triton.ops", Requirement(("cuda",), dtypes))
         for op, dtypes in TRITON_OPS.items()

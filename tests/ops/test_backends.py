@@ -7,12 +7,20 @@ from dataclasses import replace
 import pytest
 
 from pagedserve.ops.cases import make_inputs
-from pagedserve.ops.registry import TABLE
-from pagedserve.specs import SPECS
+from pagedserve.ops.registry import TABLE, Call, Row
+from pagedserve.specs import SPECS, Case
 from tests.ops.agreement import check_backend
 
 WITHOUT_TRITON = importlib.util.find_spec("triton") is None
 TRITON = (pytest.mark.triton, pytest.mark.skipif(WITHOUT_TRITON, reason="Triton is not installed"))
+
+
+def takes(row: Row, case: Case) -> bool:
+    """Whether the row's backend multiplies the case's dtypes."""
+    dtypes = tuple(case.dtypes.get(name, "float32") for name in SPECS[row.op].dispatch)
+    return not row.requirement.refusals(Call(row.op, row.requirement.devices[0], dtypes))
+
+
 CALLS = [
     pytest.param(
         row.op,
@@ -24,6 +32,7 @@ CALLS = [
     for row in TABLE
     if row.backend != "reference" and "cpu" in row.requirement.devices
     for case in SPECS[row.op].cases()
+    if takes(row, case)
 ]
 
 

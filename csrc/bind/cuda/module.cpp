@@ -41,6 +41,12 @@ PYBIND11_MODULE(_cuda, m) {
   py::module_::import("pagedserve._C");  // defines the params structs
   m.attr("architectures") = PAGEDSERVE_CUDA_ARCHS;
   m.attr("toolkit") = PAGEDSERVE_CUDA_TOOLKIT;
+  def_launcher(m, "paged_decode_bf16", pagedserve_paged_decode_bf16);
+  def_launcher(m, "paged_decode_f16", pagedserve_paged_decode_f16);
+  def_launcher(m, "paged_decode_f8", pagedserve_paged_decode_f8);
+  def_launcher(m, "paged_decode_i8", pagedserve_paged_decode_i8);
+  def_launcher(m, "paged_decode_i4", pagedserve_paged_decode_i4);
+  def_launcher(m, "merge_states", pagedserve_merge_states);
   def_launcher(m, "append_kv", pagedserve_append_kv);
   def_launcher(m, "copy_pages", pagedserve_copy_pages);
   def_launcher(m, "plan_decode", pagedserve_plan_decode);
