@@ -7,19 +7,12 @@ from dataclasses import replace
 import pytest
 
 from pagedserve.ops.cases import make_inputs
-from pagedserve.ops.registry import TABLE, Call, Row
-from pagedserve.specs import SPECS, Case
-from tests.ops.agreement import check_backend
+from pagedserve.ops.registry import TABLE
+from pagedserve.specs import SPECS
+from tests.ops.agreement import check_backend, takes
 
 WITHOUT_TRITON = importlib.util.find_spec("triton") is None
 TRITON = (pytest.mark.triton, pytest.mark.skipif(WITHOUT_TRITON, reason="Triton is not installed"))
-
-
-def takes(row: Row, case: Case) -> bool:
-    """Whether the row's backend multiplies the case's dtypes."""
-    dtypes = tuple(case.dtypes.get(name, "float32") for name in SPECS[row.op].dispatch)
-    return not row.requirement.refusals(Call(row.op, row.requirement.devices[0], dtypes))
-
 
 CALLS = [
     pytest.param(
