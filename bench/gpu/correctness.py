@@ -16,8 +16,8 @@ from bench.report import Row
 from pagedserve import ops
 from pagedserve.errors import PagedServeError
 from pagedserve.ops.agreement import copied, disagreement, results
-from pagedserve.ops.cases import make_inputs
-from pagedserve.specs import SPECS
+from pagedserve.ops.cases import cases_for, make_inputs
+from pagedserve.ops.registry import TABLE
 
 SOAK_SHAPE = "48x3000-h32/8-d128-p16-bf16"
 DRY_SOAK_SHAPE = "4x70-h4/2-d16-p4-bf16"
@@ -26,10 +26,8 @@ SOAK_REPLAYS, DRY_REPLAYS = 400, 3
 
 def sweep(place: Place, done: set[str]) -> Iterator[Row]:
     """Every case of every op that the backend has, several seeds each; in a dry run the first case of each."""
-    for op, spec in SPECS.items():
-        if place.lacks(op):
-            continue
-        cases = list(spec.cases())
+    for row in (row for row in TABLE if row.backend == place.backend):
+        op, cases = row.op, list(cases_for(row))
         for case in cases[:1] if place.is_dry else cases:
             for seed in range(1 if place.is_dry else 4):
                 name = f"{op} {case.id} seed {seed}"

@@ -3,19 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagedserve.ops.check import DTYPES
+from pagedserve.ops.registry import Call, Row
 from pagedserve.ops.rope_table import rope_table
 from pagedserve.ops.weight import Weight
-from pagedserve.specs import Case
+from pagedserve.specs import SPECS, Case
 
 BAD_PAGES = torch.tensor([-1, 2**31 - 1, -(2**31)], dtype=torch.int32)
 Arguments = dict[str, Any]
+
+
+def cases_for(row: Row) -> Iterator[Case]:
+    """The cases of a row's op in dtypes that its backend takes: float32 becomes bfloat16 where it does not take it."""
+    spec, device = SPECS[row.op], next(iter(row.requirement.devices), "cpu")
+    for case in spec.cases():
+        dtypes = {name: case.dtypes.get(name, "float32") for name in spec.dispatch}
+        shorter = {name: dtype.replace("float32", "bfloat16") for name, dtype in dtypes.items()}
+        for given in (dtypes, shorter):
+            if not row.requirement.refusals(Call(row.op, device, tuple(given.values()))):
+                yield case if given == dtypes else replace(case, dtypes={**case.dtypes, **given})
+                break
 
 
 def make_inputs(op: str, case: Case, seed: int = 0) -> Arguments:

@@ -10,16 +10,14 @@ from torch import Tensor
 
 from pagedserve import emulate, ops
 from pagedserve.errors import BackendUnavailable
-from pagedserve.ops.cases import make_inputs
 from pagedserve.specs import SPECS
-from tests.ops.agreement import check_backend, compare, in_float64
+from tests.ops.agreement import compare, in_float64
 from tests.ops.attention_calls import NAN, Call, Sequences, lay_out, run, sequences
 
 EMULATED = "cuda-emulated"
 BF16, F16 = torch.bfloat16, torch.float16
 FORMATS = {"bf16": BF16, "f16": F16, "f8": torch.float8_e4m3fn, "i8": torch.int8, "i4": torch.uint8}
 FEATURES = ("window", "soft_cap", "sinks", "alibi_slopes")
-CASES = {case.id: case for case in SPECS["paged_decode"].cases() if case.dtypes["q"] == case.dtypes["k_pages"]}
 
 
 def decode(call: Call, **more: object) -> tuple[Tensor, Tensor]:
@@ -44,12 +42,6 @@ def same(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> None:
 
 
 # ---- right ----
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_specs_cases_in_bf16(name):
-    case = replace(CASES[name], dtypes={"q": "bfloat16", "k_pages": "bfloat16"})
-    check_backend("paged_decode", case, make_inputs("paged_decode", case), EMULATED)
 
 
 SHAPES = [(64, 1), (128, 8), (128, 12), (128, 20), (80, 3), (256, 5), (192, 16), (8, 7), (96, 2)]

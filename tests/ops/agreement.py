@@ -6,16 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from pagedserve.ops.agreement import copied, disagreement, error_beyond_budget, in_float64, results
-from pagedserve.ops.registry import Call, Row
-from pagedserve.specs import SPECS, Case, OpSpec
+from pagedserve.specs import Case, OpSpec
 
-__all__ = ["check_backend", "compare", "copied", "in_float64", "results", "takes"]
-
-
-def takes(row: Row, case: Case) -> bool:
-    """Whether the row's backend multiplies the case's dtypes."""
-    dtypes = tuple(case.dtypes.get(name, "float32") for name in SPECS[row.op].dispatch)
-    return not row.requirement.refusals(Call(row.op, row.requirement.devices[0], dtypes))
+__all__ = ["check_backend", "compare", "copied", "in_float64", "results"]
 
 
 def check_backend(op: str, case: Case, arguments: dict[str, Any], backend: str) -> None:

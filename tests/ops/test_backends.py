@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pagedserve.ops.cases import make_inputs
+from pagedserve.ops.cases import cases_for, make_inputs
 from pagedserve.ops.registry import TABLE
-from pagedserve.specs import SPECS
-from tests.ops.agreement import check_backend, takes
+from tests.ops.agreement import check_backend
 
 WITHOUT_TRITON = importlib.util.find_spec("triton") is None
 TRITON = (pytest.mark.triton, pytest.mark.skipif(WITHOUT_TRITON, reason="Triton is not installed"))
@@ -24,8 +23,7 @@ CALLS = [
     )
     for row in TABLE
     if row.backend != "reference" and "cpu" in row.requirement.devices
-    for case in SPECS[row.op].cases()
-    if takes(row, case)
+    for case in cases_for(row)
 ]
 
 
