@@ -36,12 +36,17 @@ class RequestRejected(PagedServeError):
     Attributes:
         reason: a short machine-readable word: "never_fits", "invalid", "queue_full", "deadline", "draining".
         retry_after_s: seconds until the same request would be taken; None where it never would.
+        hold_s: for so many seconds after that a place is kept for whoever comes with the same id and tenant; None: no
+            place is kept.
     """
 
-    def __init__(self, message: str, *, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str, retry_after_s: float | None = None, hold_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.hold_s = hold_s
 
 
 class StepError(PagedServeError, RuntimeError):

@@ -41,7 +41,8 @@ class AsyncEngine(Face):
         Args:
             prompt: a string, a list of token ids, or a list of messages {"role": ..., "content": ...}.
             params: None: the defaults.
-            id: for abort; unique among the requests in the engine. None: the engine makes one (the stream's id).
+            id: for abort, and to come back with after a RequestRejected; unique among the requests in the engine.
+                None: the engine makes one (the stream's id).
 
         Returns:
             An async iterator of Delta, already running. Cancelling its consumer, closing or dropping it aborts it.

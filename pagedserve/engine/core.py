@@ -358,7 +358,8 @@ class EngineCore:
     ) -> list[CompletionState]:
         request = completion.request
         if isinstance(end, ev.Reject):
-            return self._fail(request, RequestRejected(end.message, reason=end.reason, retry_after_s=end.retry_after_s))
+            again = {"retry_after_s": end.retry_after_s, "hold_s": end.hold_s}
+            return self._fail(request, RequestRejected(end.message, reason=end.reason, **again))
         if isinstance(end, ev.Expire):
             message = "the request's deadline can no longer be met; give it more time, or retry later"
             return self._fail(request, RequestRejected(message, reason="deadline", retry_after_s=end.retry_after_s))

@@ -21,7 +21,8 @@ class EngineStats(NamedTuple):
     """A snapshot.
 
     Attributes:
-        running, waiting: completions that have a row of the batch, and that have none yet.
+        running, waiting: completions that have a row of the batch, and that have none yet; blocked: those of the latter
+            that wait for another's prompt.
         num_pages, pages_in_use, pages_cached: of the pool; held by completions, and kept for whoever begins the same.
         prefix_query_tokens, prefix_hit_tokens: prompt tokens that came, and those of them that were there.
         preemptions, swaps, recomputed_tokens: how often pages were given up, how often to host memory instead of
@@ -29,10 +30,16 @@ class EngineStats(NamedTuple):
         steps, failed_steps: computed, and failed as a whole.
         prompt_tokens, output_tokens: computed and sampled.
         step_s: seconds in which the model ran.
+        rejected, expired: completions refused at the door, and dropped before their prompt was computed.
+        promises_kept, promises_broken: of those admitted with a deadline.
+        places_claimed, places_kept: by who was sent away and came back in time, and of these who was admitted.
+        ttft_error, step_error: of first tokens and of steps as predicted, relative, recent ones.
+        drain_s: until everybody who waits now has a first token, predicted.
     """
 
     running: int
     waiting: int
+    blocked: int
     num_pages: int
     pages_in_use: int
     pages_cached: int
@@ -46,6 +53,15 @@ class EngineStats(NamedTuple):
     prompt_tokens: int
     output_tokens: int
     step_s: float
+    rejected: int
+    expired: int
+    promises_kept: int
+    promises_broken: int
+    places_claimed: int
+    places_kept: int
+    ttft_error: float
+    step_error: float
+    drain_s: float
 
 
 class Face:
@@ -162,11 +178,12 @@ class Face:
         return self._scheduler.config.max_model_len
 
     def stats(self) -> EngineStats:
-        """What goes on now, and counts from the start. O(1); from any thread."""
+        """What goes on now, and counts from the start. O(what runs); from any thread."""
         scheduler, loop = self._scheduler.stats(), self._core.counters
         return EngineStats(
             running=scheduler.running,
             waiting=scheduler.waiting,
+            blocked=scheduler.blocked,
             num_pages=scheduler.pages_total,
             pages_in_use=scheduler.pages_used,
             pages_cached=scheduler.pages_cached,
@@ -180,6 +197,15 @@ class Face:
             prompt_tokens=loop.prompt_tokens,
             output_tokens=loop.output_tokens,
             step_s=loop.step_s,
+            rejected=scheduler.rejected,
+            expired=scheduler.expired,
+            promises_kept=scheduler.promises_kept,
+            promises_broken=scheduler.promises_broken,
+            places_claimed=scheduler.places_claimed,
+            places_kept=scheduler.places_kept,
+            ttft_error=scheduler.ttft_error,
+            step_error=scheduler.step_error,
+            drain_s=scheduler.drain_s,
         )
 
     def _encode(self, prompt: Prompt | Conversation) -> list[int]:

@@ -249,11 +249,14 @@ class EngineMetrics:
             family.add_metric(name, value)
             return family
 
-        def counters(metric: str, text: str, labels: list[str], values: dict[tuple[str, ...], int]) -> Any:
-            family = core.CounterMetricFamily(metric, text, labels=["model_name", *labels])
+        def labelled(kind: Any, metric: str, text: str, labels: list[str], values: dict[tuple[str, ...], int]) -> Any:
+            family = kind(metric, text, labels=["model_name", *labels])
             for key, value in sorted(values.items()):
                 family.add_metric([self.model_name, *key], value)
             return family
+
+        def counters(metric: str, text: str, labels: list[str], values: dict[tuple[str, ...], int]) -> Any:
+            return labelled(core.CounterMetricFamily, metric, text, labels, values)
 
         def histogram(metric: str, text: str, values: Histogram) -> Any:
             family = core.HistogramMetricFamily(metric, text, labels=["model_name"])
@@ -265,6 +268,10 @@ class EngineMetrics:
             computed = now.prompt_tokens
             yield gauge("vllm:num_requests_running", "Requests that have a row of the batch.", now.running)
             yield gauge("vllm:num_requests_waiting", "Requests that wait for one.", now.waiting)
+            reasons = {("capacity",): now.waiting - now.blocked, ("deferred",): now.blocked}
+            text = "Of these, by what they wait for: a row and pages, or the prompt of another."
+            name_by = "vllm:num_requests_waiting_by_reason"
+            yield labelled(core.GaugeMetricFamily, name_by, text, ["reason"], reasons)
             yield gauge(
                 "vllm:kv_cache_usage_perc", "Share of pages in use; 1 is all.", now.pages_in_use / now.num_pages
             )
@@ -279,6 +286,13 @@ class EngineMetrics:
             tax = now.recomputed_tokens / computed if computed else 0.0
             yield gauge("pagedserve:recompute_tax", "Tokens computed again, of all prompt tokens computed.", tax)
             yield counter("pagedserve:failed_steps", "Steps that failed as a whole.", now.failed_steps)
+            back = {("kept",): now.places_kept, ("broken",): now.places_claimed - now.places_kept}
+            text = "Places of those who came back when they were told to: kept, and given away."
+            yield counters("pagedserve:retry_places", text, ["outcome"], back)
+            yield gauge("pagedserve:ttft_prediction_error", "Of recent first tokens, relative.", now.ttft_error)
+            yield gauge("pagedserve:step_prediction_error", "Of recent steps, relative.", now.step_error)
+            text = "Until everybody who waits has a first token, predicted."
+            yield gauge("pagedserve:seconds_to_first_tokens", text, now.drain_s)
         yield histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", self.ttft)
         yield histogram(
             "pagedserve:predicted_ttft_seconds", "Of the same, what was predicted at arrival.", self.predicted

@@ -19,7 +19,7 @@ from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import Decision, Record
 
-VERSION = 2
+VERSION = 3
 
 _TYPES: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Record) + get_args(Decision)}
 _BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)

@@ -8,12 +8,15 @@ import math
 
 from pagedserve.scheduling import policy, promises
 from pagedserve.scheduling.batch import DecodeBatch, Flight
+from pagedserve.scheduling.bookings import Bookings
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.cost import CostModel, StepShape
 from pagedserve.scheduling.events import StepDone
 from pagedserve.scheduling.memory import Memory
 from pagedserve.scheduling.queue import FairQueue, SequenceHeap
 from pagedserve.scheduling.request import Sequence, State
+
+Refusal = tuple[str, str] | tuple[str, str, float | None, float | None]  # a Reject's fields but the id
 
 
 class Admission:
@@ -31,11 +34,14 @@ class Admission:
     ) -> None:
         self.cost = CostModel(config.prices)
         self.trust = promises.Trust()
+        self.bookings = Bookings()
         self.targets = SequenceHeap(lambda seq, key: seq.state is State.RUNNING)  # of TPOT, of those that run
         self._config, self._memory, self._queue, self._deadlines = config, memory, queue, deadlines
         self._decodes, self._prompts, self._rows = decodes, prompts, rows
         self._done_s = -math.inf  # when the last step was done
-        self._lefts: promises.Lefts | None = None  # of those that run; None where they changed
+        self._lefts: promises.Lefts | None = (
+            None  # of those that run, at the latest refusal or admission; None where they changed
+        )
 
     @property
     def limit_ms(self) -> float:
@@ -47,39 +53,45 @@ class Admission:
     def drain_s(self) -> float:
         """Until everybody who waits has a first token."""
         waiting = self._queue.num_tokens
-        return self._forecast(waiting, 0).first_ms / 1e3 * self.trust.stretch if waiting else 0.0
+        return self._forecast(self._count_lefts(), waiting, 0).first_ms / 1e3 * self.trust.stretch if waiting else 0.0
 
-    def refusal(
-        self, seq: Sequence, now: float, num_pages: int, num_waiting: int
-    ) -> tuple[str, str, float | None] | None:
-        """Why a newcomer cannot be served, or not in time: reason, message and when to come back; or None."""
+    def refusal(self, seq: Sequence, now: float, num_pages: int, num_waiting: int) -> Refusal | None:
+        """Why a newcomer cannot be served, or not in time; or None."""
         config, trust, tenants = self._config, self.trust, self._config.tenants
         if tenants and seq.arrival.tenant not in tenants:
             known = ", ".join(sorted(tenants))
-            return "invalid", f"tenant {seq.arrival.tenant!r} is unknown; known: {known}", None
+            return "invalid", f"tenant {seq.arrival.tenant!r} is unknown; known: {known}"
         problem = policy.never_fits(seq.num_prompt, seq.arrival.max_tokens, config, num_pages)
         if problem is not None:
-            return "never_fits", problem, None
+            return "never_fits", problem
         if seq.due_s <= now:
-            return "deadline", "its deadline had passed when it came; give it more time", None
-        is_full = config.max_queue is not None and num_waiting >= config.max_queue
+            return "deadline", "its deadline had passed when it came; give it more time"
+        who = seq.arrival.tenant, seq.id
+        seq.has_place = self.bookings.claim(who, now)
+        num_held, held_s = (0, 0.0) if seq.has_place else self.bookings.held(now)
+        most = math.inf if config.max_queue is None else config.max_queue
+        is_full = num_waiting + min(num_held, most // 2) >= most
         if not is_full and seq.due_s == math.inf:
             return None
         own_tokens = seq.num_prompt - self._memory.num_cached(seq)
-        wait = self._forecast(self._queue.ahead(seq.arrival.tenant, seq.priority, own_tokens), own_tokens)
+        self._lefts = self._lefts or self._count_lefts()
+        ahead_tokens = self._queue.ahead(seq.arrival.tenant, seq.priority, own_tokens)
+        wait = self._forecast(self._lefts, ahead_tokens, own_tokens)
         first_s, step_s, between_s = (ms / 1e3 * trust.stretch for ms in wait)
         if is_full:
-            again_s = trust.retry_after_s(now, between_s, between_s)
-            return "queue_full", f"{config.max_queue} requests are waiting, which is max_queue; retry later", again_s
+            message = f"{num_waiting} requests are waiting, and places are kept, of max_queue {most}; retry later"
+            return "queue_full", message, *self.bookings.book(who, now, between_s, between_s)
         end_s = first_s + step_s * (promises.expected_left(0, seq.arrival.max_tokens, trust.output_share) - 1)
         seq.predicted_s = now - seq.arrival.t + first_s
         seq.had_to_wait = self._queue.num > 0 or not self._rows
-        over_s = now + max(first_s * trust.margin - seq.first_due_s, end_s * trust.margin - seq.end_due_s)
+        margin = 1.0 if seq.has_place else trust.margin
+        held_s = min(held_s, (seq.due_s - now) / 2)  # of its time, half at most is others'
+        over_s = now + max(first_s * margin + held_s - seq.first_due_s, end_s * margin + held_s - seq.end_due_s)
         is_fresh = len(self._decodes) + len(self._prompts) > 0 or now - self._done_s <= promises.STALE_S
         if over_s <= 0 or not (config.admission and self.cost.is_known and is_fresh):
             return None
         message = f"its first token would come after {first_s:.3g} s, its last after {end_s:.3g} s; retry later"
-        return "deadline", message, trust.retry_after_s(now, over_s, between_s)
+        return "deadline", message, *self.bookings.book(who, now, over_s, between_s)
 
     def start(self, now: float, held: list[Sequence]) -> Sequence | None:
         """Give the head of the queue a row and pages; None where there is no head, row or place.
@@ -128,7 +140,7 @@ class Admission:
         if seq.num_starts or seq.due_s == math.inf or not self.cost.is_known:
             return False
         decodes = self._decodes
-        load = promises.Load(len(decodes), decodes.context, 0, 0, seq.waiting_tokens, 0.0, self.limit_ms)
+        load = promises.Load(len(decodes), decodes.context, 0, 0, seq.waiting_tokens, 0.0, 0.0, self.limit_ms)
         return now + promises.forecast(self.cost, self._config, load).first_ms / 1e3 > seq.due_s
 
     def changed(self) -> None:
@@ -164,17 +176,18 @@ class Admission:
         if seq.num_starts:
             self._queue.charge(seq, policy.OUTPUT_PRICE * (produced - seq.expected_tokens))
 
-    def _forecast(self, ahead_tokens: int, own_tokens: int) -> promises.Forecast:
+    def _count_lefts(self) -> promises.Lefts:
+        return promises.Lefts.of(self._decodes.seqs + self._prompts, self.trust.output_share)
+
+    def _forecast(self, lefts: promises.Lefts, ahead_tokens: int, own_tokens: int) -> promises.Forecast:
         """For a newcomer of own_tokens, behind ahead_tokens that wait and the prompts begun."""
         decodes, pages, queue = self._decodes, self._memory.pages, self._queue
         ahead_seqs = round(ahead_tokens * queue.num / max(1, queue.num_tokens))
         begun = sum(len(seq.tokens) - seq.computed for seq in self._prompts)
-        lefts = self._lefts
-        if lefts is None:
-            lefts = self._lefts = promises.Lefts.of(decodes.seqs + self._prompts, self.trust.output_share)
         held = (pages.num_pages - pages.num_available) / max(1, len(lefts.tokens))
         missing_pages = (ahead_tokens + own_tokens) / self._config.page_size - pages.num_available
         missing = max(ahead_seqs + 1 - len(self._rows), math.ceil(missing_pages / max(1.0, held)))
-        free, ahead = promises.free_steps(lefts, missing), (ahead_seqs + len(self._prompts), ahead_tokens + begun)
-        load = promises.Load(len(decodes), decodes.context, *ahead, own_tokens, free, self.limit_ms)
+        steps = promises.free_steps(lefts, missing), lefts.cycle / max(1, len(lefts.tokens)) if missing > 0 else 0.0
+        ahead = ahead_seqs + len(self._prompts), ahead_tokens + begun
+        load = promises.Load(len(decodes), decodes.context, *ahead, own_tokens, *steps, self.limit_ms)
         return promises.forecast(self.cost, self._config, load)

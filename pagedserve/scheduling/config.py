@@ -15,7 +15,8 @@ from pagedserve.scheduling.cost import StepPrices
 class SchedulerStats:
     """A snapshot. pages_used + pages_cached + pages_free = pages_total; what follows those counts from the start."""
 
-    waiting: int = 0  # those blocked by `after` included
+    waiting: int = 0  # those blocked included
+    blocked: int = 0  # by `after`
     running: int = 0
     pages_total: int = 0
     pages_used: int = 0
@@ -32,6 +33,8 @@ class SchedulerStats:
     expired: int = 0
     promises_kept: int = 0  # deadlines of admitted requests that were met
     promises_broken: int = 0  # and that were not
+    places_claimed: int = 0  # by who was sent away and came back in time
+    places_kept: int = 0  # and was admitted
     ttft_error: float = 0.0  # of first tokens predicted at arrival, relative, recent ones
     step_error: float = 0.0  # of steps' predicted times, likewise
     drain_s: float = 0.0  # until everybody who waits now has a first token, predicted

@@ -114,6 +114,7 @@ class Reject:
     reason: str
     message: str
     retry_after_s: float | None = None
+    hold_s: float | None = None  # for so long after retry_after_s a place is kept for its tenant and id; None: none is
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.pages import PageAllocator
@@ -178,16 +175,6 @@ class Memory:
             for node in [node for node in self.cache.nodes() if node.page >= num_pages]:
                 self.cache.forget(node)
         self.pages.resize(num_pages)
-
-    def audit(self, sequences: Iterable[Sequence]) -> None:
-        """Raise where a page is leaked, lost or doubly held. O(pages)."""
-        kept = [node.page for node in self.cache.nodes()]
-        holders, on_host = Counter(kept + [node.page for node in self._copied]), Counter[int]()
-        for seq in sequences:
-            holders.update(seq.pages)
-            on_host.update(seq.host_pages)
-        self.pages.audit(holders, frozenset(kept))
-        self.host.audit(on_host, frozenset())
 
     def _front(self, seq: Sequence, node: Node | None, start: int, limit: int) -> Front:
         """The whole page that seq would compute first; its id where there is none."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-
 from pagedserve.errors import InvalidInput
 
 
@@ -90,17 +88,3 @@ class PageAllocator:
         self._holders = self._holders[:num_pages] + [0] * added
         self._kept = self._kept[:num_pages] + bytes(max(added, 0))
         self.num_pages = num_pages
-
-    def audit(self, holders: Mapping[int, int], kept: Set[int]) -> None:
-        """Raise where page -> number of holds found, or the pages found in the prefix cache, are not as counted."""
-        for page, counted in enumerate(self._holders):
-            found = holders.get(page, 0)
-            if counted != found:
-                kind = "leaked" if counted > found else "lost"
-                raise InvalidInput(f"page {page} is {kind}: {counted} holders counted, {found} found")
-            if (page in kept) != self._kept[page]:
-                raise InvalidInput(f"the prefix cache and the allocator disagree on page {page}")
-        if sorted(self._free) != [page for page, counted in enumerate(self._holders) if not counted]:
-            raise InvalidInput("the free list does not hold each page without a holder once")
-        if self.num_idle != sum(map(self.is_idle, kept)):
-            raise InvalidInput(f"{self.num_idle} idle pages counted, {sum(map(self.is_idle, kept))} found")

@@ -25,6 +25,7 @@ class Load(NamedTuple):
     ahead_tokens: int  # to be computed before the newcomer's
     own_tokens: int
     free_steps: float  # decode steps until there are a row and pages for it
+    row_steps: float  # decode steps between two that make place, where place is short
     limit_ms: float  # that a step beside decodes may take
 
 
@@ -52,7 +53,8 @@ def forecast(cost: CostModel, config: SchedulerConfig, load: Load) -> Forecast:
     chunk = max(min(config.page_size, most), cost.most_within(limit_ms, most, mixed))
     mixed_ms, step_ms = cost.ms(mixed(chunk)), cost.ms(StepShape(decodes, decodes, context, 0))
     steps = -(-tokens // chunk)
-    return Forecast(steps * mixed_ms + max(0.0, load.free_steps - steps) * step_ms, step_ms, mixed_ms * own / chunk)
+    first_ms = steps * mixed_ms + max(0.0, load.free_steps - steps) * step_ms
+    return Forecast(first_ms, step_ms, max(mixed_ms * own / chunk, load.row_steps * step_ms))
 
 
 def expected_left(produced: int, max_tokens: int, share: float) -> float:
@@ -95,7 +97,6 @@ class Trust:
 
     def __init__(self) -> None:
         self.stretch, self.margin, self.output_share, self.error = 1.0, 1.2, 1.0, 0.0
-        self._return_s = -math.inf  # up to when those who were sent away have been given places
 
     def period_took(self, predicted_s: float, seconds: float) -> None:
         """From one step's end to the next."""
@@ -111,12 +112,3 @@ class Trust:
     def output_was(self, num_tokens: int, max_tokens: int) -> None:
         """Of a request that ended of itself."""
         self.output_share += 0.02 * (num_tokens / max_tokens - self.output_share)
-
-    def retry_after_s(self, now: float, excess_s: float, between_s: float) -> float:
-        """When to come back: not before the backlog is short enough, and one after the other.
-
-        Half of the places are left for those who come for the first time.
-        """
-        start = max(now + excess_s, self._return_s)
-        self._return_s = start + 2 * between_s
-        return start - now

@@ -35,7 +35,7 @@ class Sequence:
     __slots__ = (  # thousands are looked at in turn: what is together in memory is there sooner
         *("arrival", "id", "tokens", "num_prompt", "max_len", "min_len", "stop_token_ids", "priority", "order", "key"),
         *("first_due_s", "end_due_s", "due_s", "predicted_s", "is_late", "tenant", "waits", "waiting_tokens"),
-        *("expected_tokens", "num_starts", "had_to_wait", "was_held", "state", "followers", "preemptions"),
+        *("expected_tokens", "num_starts", "has_place", "had_to_wait", "was_held", "state", "followers", "preemptions"),
         *("prefix_hit_tokens", "peak", "needs_pages", "row", "slot", "due_tick", "computed", "pages", "host_pages"),
         *("node", "num_shared", "tail"),
     )
@@ -61,6 +61,7 @@ class Sequence:
         self.waiting_tokens = 0  # to be computed before its next is sampled, when it last came to the queue
         self.expected_tokens = 0.0  # of output, when it started
         self.num_starts = 0
+        self.has_place = False  # kept for it since it was sent away
         self.had_to_wait = False  # for its first start, after a prediction
         self.was_held = False  # back once, for another to compute what both begin with
         self.state = State.WAITING

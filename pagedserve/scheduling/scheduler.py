@@ -14,7 +14,7 @@ from functools import partial
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling import events, policy
-from pagedserve.scheduling.admission import Admission
+from pagedserve.scheduling.admission import Admission, Refusal
 from pagedserve.scheduling.batch import DecodeBatch, Flight
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.cost import StepShape
@@ -85,6 +85,7 @@ class Scheduler:
         return replace(
             self._stats,
             waiting=self.num_waiting,
+            blocked=self.num_waiting - self._queue.num,
             running=self.num_running,
             pages_total=pages.num_pages,
             pages_used=pages.num_pages - pages.num_available,
@@ -95,10 +96,6 @@ class Scheduler:
             step_error=self.admission.cost.error,
             drain_s=self.admission.drain_s(),
         )
-
-    def audit(self) -> None:
-        """InvalidInput where a page is leaked, lost or doubly held. O(pages)."""
-        self._memory.audit(self._seqs.values())
 
     def apply(self, event: Event) -> list[Decision]:
         """Take note of an event; what it decides, in order. InvalidInput for one that cannot be; only time goes on."""
@@ -139,8 +136,10 @@ class Scheduler:
         try:
             seq = Sequence(event, read_prompt(event), self._num_arrived, key)
             refused = self._refusal(seq)
+            self._stats.places_claimed += seq.has_place
+            self._stats.places_kept += seq.has_place and refused is None
         except InvalidInput as error:
-            refused = "invalid", str(error), None
+            refused = "invalid", str(error)
         if refused is not None:
             self._stats.rejected += 1
             return self._decisions.append(Reject(event.id, *refused))
@@ -156,12 +155,12 @@ class Scheduler:
             self._deadlines.push(seq.due_s, seq)
         self._decisions.append(events.Admit(seq.id, seq.predicted_s if seq.predicted_s < math.inf else None))
 
-    def _refusal(self, seq: Sequence) -> tuple[str, str, float | None] | None:
-        """Why a valid arrival is refused: reason, message and when to come back; or None."""
+    def _refusal(self, seq: Sequence) -> Refusal | None:
+        """Why a valid arrival is refused; or None."""
         if seq.id in self._seqs:
-            return "invalid", f"a request with id {seq.id!r} is not over yet; choose another id", None
+            return "invalid", f"a request with id {seq.id!r} is not over yet; choose another id"
         if self._draining:
-            return "draining", "the engine finishes what it has and takes no more requests", None
+            return "draining", "the engine finishes what it has and takes no more requests"
         return self.admission.refusal(seq, self._now, self._num_pages, self.num_waiting)
 
     def _landing(self, step: int) -> Flight:

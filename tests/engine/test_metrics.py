@@ -42,6 +42,7 @@ def test_every_name_that_dashboards_read_is_there():
     for name in (
         "num_requests_running",
         "num_requests_waiting",
+        "num_requests_waiting_by_reason",
         "kv_cache_usage_perc",
         "num_preemptions_total",
         "request_queue_time_seconds_bucket",
@@ -54,7 +55,9 @@ def test_every_name_that_dashboards_read_is_there():
         "iteration_tokens_total_bucket",
     ):
         assert f"vllm:{name}" in names
-    assert {"pagedserve:recompute_tax", "pagedserve:seconds_to_drain"} <= names
+    own = ("recompute_tax", "seconds_to_drain", "seconds_to_first_tokens", "retry_places_total")
+    own += ("ttft_prediction_error", "step_prediction_error", "ttft_actual_over_predicted_count")
+    assert {f"pagedserve:{name}" for name in own} <= names
 
 
 def test_counts_add_up():
@@ -74,6 +77,23 @@ def test_counts_add_up():
     assert found["vllm:inter_token_latency_seconds_sum",] == pytest.approx(total)
     assert found["vllm:iteration_tokens_total_sum",] >= tokens
     assert found["pagedserve:seconds_to_drain",] == 0.0
+
+
+def test_who_waits_is_counted_by_what_it_waits_for():
+    go = threading.Event()
+    llm, metrics = watched(FakeRunner(before_step=lambda plan: go.wait(5)), max_seqs=1, max_step_tokens=32)
+    with llm:
+        streams = [llm.stream(text, SamplingParams(max_tokens=2, n=n)) for text, n in (("abc", 1), ("de", 3))]
+        while llm.stats().running + llm.stats().waiting < 4:
+            pass
+        found = values(metrics)
+        go.set()
+        for stream in streams:
+            for _ in stream:
+                pass
+    assert found["vllm:num_requests_waiting",] == 3
+    assert found["vllm:num_requests_waiting_by_reason", ("reason", "capacity")] == 1
+    assert found["vllm:num_requests_waiting_by_reason", ("reason", "deferred")] == 2
 
 
 def test_promises_kept_and_broken():

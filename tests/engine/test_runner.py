@@ -7,6 +7,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 import torch
+from scheduler_audit import audit
 
 from pagedserve.engine.channels import Collector
 from pagedserve.engine.core import EngineCore
@@ -67,7 +68,7 @@ def finish(core, done, collectors):
     for _ in collectors:
         done.get(timeout=20)
     assert core.counters.failed_steps == 0
-    core._scheduler.audit()
+    audit(core._scheduler)
     core.close()
 
 

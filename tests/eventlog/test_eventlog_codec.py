@@ -84,10 +84,10 @@ def test_every_kind_of_record_and_decision_is_covered() -> None:
     }
 
 
-def test_the_shape_of_a_line_is_what_version_2_promises() -> None:
+def test_the_shape_of_a_line_is_what_version_3_promises() -> None:
     line = encode(Arrive(0.5, "a", [1, 2], 8), [Admit("a")])
     assert line == '["arrive",[0.5,"a",[1,2],8],[["admit",["a"]]]]'
-    assert json.loads(encode_header(CONFIG))["pagedserve_log"] == 2
+    assert json.loads(encode_header(CONFIG))["pagedserve_log"] == 3
 
 
 def test_the_config_comes_back() -> None:
@@ -118,7 +118,7 @@ def test_logs_without_a_header(lines: list[str]) -> None:
 
 
 def test_another_version_is_refused_by_number() -> None:
-    with pytest.raises(InvalidInput, match="version 99; this program reads version 2"):
+    with pytest.raises(InvalidInput, match="version 99; this program reads version 3"):
         read_log(['{"pagedserve_log":99,"config":{}}\n'])
 
 

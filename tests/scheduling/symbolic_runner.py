@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from scheduler_audit import audit
+
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import (
     Arrive,
@@ -154,7 +156,7 @@ def run_dry(runner: SymbolicRunner, t: float = 0.0, limit: int = 10_000) -> list
             assert num_open(runner.scheduler) == 0, "requests are left, but there is nothing to do"
             return decisions
         decisions += made
-        runner.scheduler.audit()
+        audit(runner.scheduler)
     raise AssertionError(f"{num_open(runner.scheduler)} requests are left after {limit} steps")
 
 

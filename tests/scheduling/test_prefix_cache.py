@@ -7,6 +7,7 @@ from array import array
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduler_audit import audit_pages
 
 from pagedserve.scheduling.pages import PageAllocator
 from pagedserve.scheduling.prefix import Node, PrefixCache
@@ -49,7 +50,7 @@ class Filled:
     def audit(self) -> None:
         kept = [node.page for node in self.cache.nodes()]
         assert len(set(kept)) == len(kept)
-        self.pages.audit(dict.fromkeys(kept, 1), set(kept))
+        audit_pages(self.pages, dict.fromkeys(kept, 1), set(kept))
 
 
 def test_matches_whole_pages_then_the_tokens_of_one_more() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from scheduler_audit import audit
 from symbolic_runner import (
     CONFIG,
     arrive,
@@ -23,6 +24,7 @@ from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.events import (
     Abort,
     Admit,
+    Arrive,
     Decision,
     Drain,
     Expire,
@@ -163,7 +165,8 @@ def test_the_queue_is_bounded_where_asked() -> None:
     scheduler, runner = make(max_queue=2, max_seqs=1)
     assert [type(arrive(scheduler, id, [1], 9)) for id in "abc"] == [Admit, Admit, Reject]
     step(runner)
-    assert isinstance(arrive(scheduler, "d", [1], 9), Admit)
+    assert isinstance(arrive(scheduler, "d", [1], 9), Reject), "the place is kept for c"
+    assert scheduler.apply(Arrive(0.1, "c", [1], 9)) == [Admit("c")]
     assert arrive(scheduler, "e", [1], 9).reason == "queue_full"
 
 
@@ -201,7 +204,7 @@ def test_a_step_whose_sequence_was_aborted_meanwhile_drops_its_token() -> None:
         if times == 1:
             assert scheduler.apply(Abort(0.0, "b")) == [Finish("b", "abort")]
             assert scheduler.apply(Abort(0.0, "b")) == []
-            scheduler.audit()
+            audit(scheduler)
         scheduler.apply(StepDone(0.0, plan.step, tokens))
     assert len(sequence.tokens) == 3
     assert all(last.tokens[i] == runner.sample(last.tokens[:i]) for i in range(2, len(last.tokens)))
@@ -238,7 +241,7 @@ def test_a_failed_step_is_tried_one_by_one_to_find_who_fails() -> None:
             assert fail_step(runner, plan, message="boom") == [Finish("b", "error", "boom")]
         else:
             assert scheduler.apply(StepDone(0.0, plan.step, runner.compute(plan)[0])) == []
-        scheduler.audit()
+        audit(scheduler)
     assert alone == ["a", "b", "c", "d"]
     assert len(scheduler.plan(0.0).decode_ids) == 3
 

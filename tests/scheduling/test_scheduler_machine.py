@@ -8,6 +8,7 @@ import copy
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scheduler_audit import audit
 
 from pagedserve.eventlog.codec import Session, encode, encode_header, read_log
 from pagedserve.eventlog.replay import compare, replay
@@ -232,7 +233,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def books_balance(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        self.scheduler.audit()
+        audit(self.scheduler)
         stats = self.scheduler.stats()
         assert stats.waiting + stats.running == len(self.open)
         assert stats.running <= self.config.max_seqs

@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 
 import pytest
+from scheduler_audit import audit
 from symbolic_runner import (
     arrive,
     distinct,
@@ -181,7 +182,7 @@ def test_an_abort_of_who_is_swapped_out_frees_the_host() -> None:
     scheduler.apply(Abort(0.0, preempted(made)[0]))
     assert scheduler.stats().host_pages_used == 0
     assert scheduler.plan(0.0).swap_out == [], "a swap that no plan carried yet is not made"
-    scheduler.audit()
+    audit(scheduler)
 
 
 def test_a_prompt_waits_for_all_its_pages_and_the_watermark() -> None:
@@ -246,7 +247,7 @@ def test_shrinking_preempts_who_is_beyond_and_ends_who_cannot_fit() -> None:
         step(runner)
     made = scheduler.apply(Resize(0.0, 8))
     runner.lose_pages_from(8)
-    scheduler.audit()
+    audit(scheduler)
     assert endings(made) == {"big": "error", "waiting": "error"}
     assert all("the pool shrank" in decision.message for decision in made if isinstance(decision, Finish))
     assert preempted(made) == ["small"]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from bisect import insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import Abort, Admit, Arrive, Decision, Event, Expire, Finish, Reject, StepDone
@@ -22,7 +23,10 @@ class Story:
     first_s: float = math.inf
     end_s: float = math.inf
     retry_after_s: float | None = None
+    hold_s: float | None = None
+    told_s: float = 0.0  # when it was admitted or sent away
     tokens: int = 0
+    before: Story | None = None  # when it came last, and was sent away
 
     @property
     def on_time(self) -> bool:
@@ -31,22 +35,27 @@ class Story:
 
 @dataclass
 class VirtualEngine:
-    """Runs until everybody has left. step_s: (tokens, seconds) of each step."""
+    """Runs until everybody has left. steps: (decodes, tokens, ms) of each.
+
+    returns: of who was sent away, the time at which it comes again, or None.
+    """
 
     scheduler: Scheduler
     law: StepPrices
+    returns: Callable[[Story], float | None] = lambda story: None
     stories: dict[str, Story] = field(default_factory=dict)
     steps: list[tuple[int, int, float]] = field(default_factory=list)
 
     def run(self, arrivals: Iterable[Arrive]) -> dict[str, Story]:
-        coming = sorted(arrivals, key=lambda event: event.t)
-        place, t = 0, 0.0
+        coming, t = sorted(arrivals, key=lambda event: event.t, reverse=True), 0.0
         while True:
-            while place < len(coming) and coming[place].t <= t:
-                event = coming[place]
-                self.stories.setdefault(event.id, Story(event))
+            while coming and coming[-1].t <= t:
+                event = coming.pop()
+                self.stories[event.id] = story = Story(event, before=self.stories.get(event.id))
                 self._apply(event)
-                place += 1
+                story.told_s = t
+                if story.end == "rejected" and (again_s := self.returns(story)) is not None:
+                    insort(coming, replace(event, t=again_s), key=lambda event: -event.t)
             plan = self.scheduler.plan(t)
             if plan is not None:
                 ms = self.law.ms(plan.shape)
@@ -61,8 +70,8 @@ class VirtualEngine:
             elif self.scheduler.num_waiting + self.scheduler.num_running:
                 t += 0.02
                 self._apply(Abort(t, ""))
-            elif place < len(coming):
-                t = coming[place].t
+            elif coming:
+                t = coming[-1].t
             else:
                 return self.stories
 
@@ -73,7 +82,7 @@ class VirtualEngine:
             if isinstance(decision, Admit):
                 story.admitted = True
             elif isinstance(decision, Reject):
-                story.end, story.retry_after_s = "rejected", decision.retry_after_s
+                story.end, story.retry_after_s, story.hold_s = "rejected", decision.retry_after_s, decision.hold_s
             elif isinstance(decision, (Expire, Finish)):
                 story.end = "expired" if isinstance(decision, Expire) else decision.reason
                 story.end_s = event.t - story.arrival.t
