@@ -16,7 +16,7 @@ SAMPLE_EVERY_S = 0.1
 class Engine(Protocol):
     """What a phase needs of an engine; `AsyncEngine` is one."""
 
-    def generate(self, prompt: Sequence[int], params: Any) -> Any: ...
+    def generate(self, prompt: Sequence[int], params: Any, *, id: str | None = None) -> Any: ...
 
     def stats(self) -> Any: ...
 
@@ -152,9 +152,11 @@ def _pairs(phase: Phase, prompts: Sequence[Sequence[int]]) -> list[tuple[Answer,
     return list(zip(phase.answers, prompts, strict=True))
 
 
-async def timed(engine: Engine, prompt: Sequence[int], params: Any, began: float) -> AsyncIterator[tuple[float, Any]]:
+async def timed(
+    engine: Engine, prompt: Sequence[int], params: Any, began: float, id: str | None = None
+) -> AsyncIterator[tuple[float, Any]]:
     """The deltas of an answer, each with the second since `began` at which it came."""
-    async with aclosing(engine.generate(prompt, params)) as deltas:
+    async with aclosing(engine.generate(prompt, params, id=id)) as deltas:
         async for delta in deltas:
             yield time.perf_counter() - began, delta
 

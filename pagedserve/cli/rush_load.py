@@ -28,6 +28,7 @@ class Call:
         first_due_s: of its first attempt.
         probe: it is the one request that is sent PROBES times.
         end: "" while it is open; else as in simulate.results, or "failed".
+        hold_s: for so long after retry_after_s a place is kept.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Call:
     token_ids: list[int] = field(default_factory=list)
     end: str = ""
     retry_after_s: float | None = None
+    hold_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +63,8 @@ class Rush:
     now_s: float = 0.0
     preemptions: int = 0
     recomputed_tokens: int = 0
+    places_claimed: int = 0
+    places_kept: int = 0
 
     def results(self) -> Results:
         """What became of everybody, for the figures."""
@@ -152,6 +156,7 @@ async def run_rush(
             raise error
     stats = engine.stats()
     rush.preemptions, rush.recomputed_tokens = stats.preemptions, stats.recomputed_tokens
+    rush.places_claimed, rush.places_kept = stats.places_claimed, stats.places_kept
 
 
 async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[Call], Any], began: float) -> None:
@@ -170,6 +175,7 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
             token_ids=[],
             end="",
             retry_after_s=None,
+            hold_s=None,
             first_s=None,
             last_s=None,
         )
@@ -179,7 +185,7 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
 
 async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
     try:
-        async with aclosing(timed(engine, call.prompt, params, began)) as deltas:
+        async with aclosing(timed(engine, call.prompt, params, began, f"call-{call.number}")) as deltas:
             async for now, delta in deltas:
                 if delta.token_ids:
                     call.first_s = now if call.first_s is None else call.first_s
@@ -187,7 +193,7 @@ async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
                     call.token_ids += delta.token_ids
                 call.end = delta.finish_reason or call.end
     except RequestRejected as error:
-        call.end, call.retry_after_s = error.reason, error.retry_after_s
+        call.end, call.retry_after_s, call.hold_s = error.reason, error.retry_after_s, error.hold_s
     except PagedServeError:
         call.end = "failed"
 

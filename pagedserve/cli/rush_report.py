@@ -22,6 +22,7 @@ tokens or more (vLLM's bench serve; AIPerf calls it inter-token latency). Percen
 In time: served, with TTFT and TPOT as promised. Goodput: requests in time / seconds of arrivals, and as a share of all
 that arrived, those sent away included, each counted once, at its first attempt.
 Sent away: refused at the door or in the queue, with the Retry-After they were told. Came back: after that, once.
+A place is kept for 2 s from the time that was told; got it: was admitted.
 Consistency: the same greedy request ten times, evenly spread; its wait is from its first attempt to its first token."""
 
 
@@ -49,6 +50,7 @@ def rows(rushes: Sequence[Rush]) -> list[list[str]]:
         each("... by reason", lambda s: ", ".join(f"{n} {reason}" for reason, n in sorted(s.refused.items())) or "-"),
         each("... Retry-After p50 / p95 / p99", lambda s: _spread(s.retry_after_s)),
         each("... came back, and were in time", lambda s: f"{s.came_back:,}, {s.came_back_kept:,}"),
+        ["... found a place kept, and got it", *(f"{r.places_claimed:,}, {r.places_kept:,}" for r in rushes)],
         [
             f"same request {PROBES} times: answered, identical",
             *(f"{c.answered}, {c.identical}" for c in same),
@@ -95,6 +97,8 @@ def _phase(rush: Rush) -> dict[str, Any]:
         "refused": dict(summary.refused),
         "came_back": summary.came_back,
         "came_back_kept": summary.came_back_kept,
+        "places_claimed": rush.places_claimed,
+        "places_kept": rush.places_kept,
         **{name: asdict(spread) for name, spread in spreads.items()},
     }
     calls = [
@@ -109,6 +113,7 @@ def _phase(rush: Rush) -> dict[str, Any]:
             "output_tokens": len(call.token_ids),
             "end": call.end,
             "retry_after_s": call.retry_after_s,
+            "hold_s": call.hold_s,
         }
         for call in rush.calls
     ]

@@ -124,9 +124,10 @@ class Cluster:
         heapq.heappush(self._heap, (t, self._num_pushed, act))
 
     def _route(self, visit: Visit, t: float) -> None:
-        # While nobody serves yet, those who come wait at the one that will be first.
-        place = self._balancer.choose(self._ready, visit.request) if len(self._ready) > 1 else 0
-        replica = self._ready[place]
+        # Who comes back goes where a place is kept. While nobody serves yet, all wait at the one that will be first.
+        replica = visit.replica
+        if replica is None or replica not in self._ready:
+            replica = self._ready[self._balancer.choose(self._ready, visit.request) if len(self._ready) > 1 else 0]
         replica.submit(visit)
         if not replica.busy:
             self._begin(replica, t)
@@ -164,7 +165,7 @@ class Cluster:
             retry_after_s=retry_after_s,
         )
         if retry_after_s is not None and visit.attempt < self._returns:
-            again = Visit(visit.number, request, visit.attempt + 1, t + retry_after_s)
+            again = Visit(visit.number, request, visit.attempt + 1, t + retry_after_s, visit.replica)
             self._push(again.arrival_s, lambda t: self._route(again, t))
         else:
             self._num_open -= 1
@@ -229,6 +230,8 @@ class Cluster:
         results.preemptions += stats.preemptions
         results.recomputed_tokens += stats.recomputed_tokens
         results.prefix_hit_tokens += stats.prefix_hit_tokens
+        results.places_claimed += stats.places_claimed
+        results.places_kept += stats.places_kept
 
     def _close(self, t: float) -> None:
         self.results.end_s = t

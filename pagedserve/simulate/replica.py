@@ -21,17 +21,18 @@ STARVED_WAIT_S = 0.02  # as the engine's: with requests but nothing to compute, 
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A request at a replica. attempt: 0, or how often it was sent away before."""
+    """A request at a replica. attempt: 0, or how often it was sent away before; replica: that it is at, or was."""
 
     number: int
     request: Request
     attempt: int
     arrival_s: float
+    replica: Replica | None = None
     first_s: float | None = None
 
     @property
     def id(self) -> str:
-        return f"{self.number}.{self.attempt}" if self.attempt else str(self.number)
+        return str(self.number)
 
 
 Ended = Callable[[Visit, Decision, float], None]
@@ -80,6 +81,7 @@ class Replica:
 
     def submit(self, visit: Visit) -> None:
         """A request comes; the scheduler hears of it before its next plan."""
+        visit.replica = self
         self._inbox.append(visit)
         self.backlog_tokens += len(visit.request.prompt) + visit.request.asked_tokens
 

@@ -60,6 +60,7 @@ class Results:
         ends: "stop" or "length" of those served; else the reason of the refusal, "expired", "abort" or "error".
         attempts: 0 for a first arrival, n for the n-th return.
         samples: the timeline.
+        places_claimed, places_kept: by those who came back when they were told to, and of these who was admitted.
         replica_s: seconds of replicas that were paid for, their start included.
     """
 
@@ -77,6 +78,7 @@ class Results:
         self.end_s = 0.0
         self.steps = 0
         self.preemptions = self.recomputed_tokens = self.prefix_hit_tokens = 0
+        self.places_claimed = self.places_kept = 0
 
     def __len__(self) -> int:
         return len(self.ends)

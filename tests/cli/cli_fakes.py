@@ -117,7 +117,9 @@ class FakeAsyncEngine(FakeLLM):
         self.running = self.most_running = 0
         self.salts: list[str] = []
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, *, id: str | None = None
+    ) -> AsyncIterator[Delta]:
         self.salts.append(params.cache_salt)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

@@ -28,7 +28,9 @@ class Door:
         self.asked: list[float] = []
         self.answered: list[float] = []
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, *, id: str | None = None
+    ) -> AsyncIterator[Delta]:
         self.asked.append(time.perf_counter())
         number = prompt[0]
         if number in self.refuse:
@@ -109,9 +111,9 @@ def test_capacity_is_the_rate_at_which_answers_end():
             super().__init__()
             self.turn = asyncio.Lock()
 
-        async def generate(self, prompt, params):
+        async def generate(self, prompt, params, *, id=None):
             async with self.turn:
-                async for delta in super().generate(prompt, params):
+                async for delta in super().generate(prompt, params, id=id):
                     yield delta
 
     rate = asyncio.run(capacity(OneAtATime(), [[1]], params, 12))

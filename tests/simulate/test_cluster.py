@@ -194,3 +194,15 @@ def test_impossible_arguments_are_refused():
     for arguments in ({"num_replicas": 0}, {"returns": -1}, {"sample_s": math.nan}):
         with pytest.raises(InvalidInput):
             Cluster(CONFIG, COST, **arguments)
+
+
+def test_who_comes_back_finds_the_place_that_was_kept():
+    profile = w.spike(50.0, 6.0, at_s=2.0, length_s=2.0, duration_s=6.0)
+    slo = w.Slo(ttft_s=1.0)
+    stream = w.requests(profile.arrivals(2), w.lognormal(150, 0.5, 800), w.lognormal(20, 0.5, 100), slo=slo, seed=3)
+    results = Cluster(CONFIG, COST, num_replicas=2, returns=1).run(stream)
+    summary = results.summary()
+    assert summary.came_back > 50
+    assert results.places_claimed >= 0.98 * summary.came_back
+    assert results.places_kept >= 0.95 * results.places_claimed
+    assert summary.came_back_kept >= 0.95 * results.places_kept
