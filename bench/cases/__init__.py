@@ -11,6 +11,7 @@ from bench.cases.attention import (
     paged_decode,
     paged_prefill,
     plan_decode,
+    rope_append_kv,
 )
 from bench.cases.case import GRIDS, BenchCase
 from bench.cases.fused import gelu_mul, rms_norm, rope, silu_mul, soft_cap
@@ -25,6 +26,7 @@ FAMILIES = {
         plan_decode,
         merge_states,
         append_kv,
+        rope_append_kv,
         copy_pages,
         rms_norm,
         rope,

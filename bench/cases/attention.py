@@ -263,6 +263,42 @@ def append_kv(grid: str) -> list[BenchCase]:
     return [case(*shape) for shape in shapes]
 
 
+def rope_append_kv(grid: str) -> list[BenchCase]:
+    shapes = ((1, 9, 3, 64), (32, 9, 3, 64), (1024, 32, 8, 128)) if grid == "default" else ((3, 4, 2, 8),)
+
+    def case(num_tokens: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> BenchCase:
+        num_pages, half = num_tokens // 16 + 1, head_dim // 2
+
+        def make() -> Inputs:
+            pages = torch.zeros(2, num_pages, 16, num_kv_heads, head_dim, dtype=torch.bfloat16)
+            return {
+                "q": torch.randn(num_tokens, num_q_heads, head_dim),
+                "k": torch.randn(num_tokens, num_kv_heads, head_dim),
+                "v": torch.randn(num_tokens, num_kv_heads, head_dim),
+                "positions": torch.randint(0, 4096, (num_tokens,), dtype=torch.int32),
+                "cos_sin": torch.randn(4096, head_dim).sign() / 2**0.5,
+                "k_pages": pages[0],
+                "v_pages": pages[1],
+                "slot_mapping": torch.randperm(num_pages * 16)[:num_tokens],
+                "q_norm": torch.rand(head_dim) + 0.5,
+                "k_norm": torch.rand(head_dim) + 0.5,
+            }
+
+        def by_torch(inputs: Inputs) -> None:
+            cos, sin = inputs["cos_sin"][inputs["positions"].long()][:, None].split(half, -1)
+            for name in ("q", "k"):
+                a, b = functional.rms_norm(inputs[name], (head_dim,), inputs[f"{name}_norm"], 1e-6).split(half, -1)
+                inputs[name].copy_(torch.cat((a * cos - b * sin, b * cos + a * sin), -1))
+            for name in ("k", "v"):
+                rows = inputs[f"{name}_pages"].view(-1, num_kv_heads, head_dim)
+                rows[inputs["slot_mapping"]] = inputs[name].to(rows.dtype)
+
+        name = f"{num_tokens}-h{num_q_heads}/{num_kv_heads}-d{head_dim}-f32-to-bf16"
+        return BenchCase("rope_append_kv", name, make, by_torch, "rms_norm, cat, index_put_")
+
+    return [case(*shape) for shape in shapes]
+
+
 def copy_pages(grid: str) -> list[BenchCase]:
     num_copies, page = (64, (2, 16, 3, 64)) if grid == "default" else (2, (2, 2, 1, 8))
 

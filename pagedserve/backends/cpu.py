@@ -7,6 +7,7 @@ PAGEDSERVE_CPU_ISA are read at each call.
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pagedserve import _C, settings
 from pagedserve.backends import cpu_params as params_of
 from pagedserve.backends import params as shared
 from pagedserve.backends.cpu_weight import PackedWeight
-from pagedserve.backends.operands import AppendKv, Attention, PlanDecode, Sample
+from pagedserve.backends.operands import AppendKv, Attention, PlanDecode, RopeAppendKv, Sample
 from pagedserve.errors import BackendUnavailable
 from pagedserve.specs.plan_layout import DEFAULT_BLOCKS
 
@@ -78,6 +79,19 @@ def merge_states(o: Tensor, lse: Tensor, out: Tensor, out_lse: Tensor) -> None:
 
 def append_kv(*operands: Any) -> None:
     _run(_C.append_kv, params_of.append_kv(AppendKv.of("append_kv", *operands)))
+
+
+def rope_append_kv(*operands: Any) -> None:
+    """By the kernels of its parts, in float32: nothing is rounded between them."""
+    call = RopeAppendKv.of("rope_append_kv", *operands)
+    q, k, v = call.q.float(), call.k.to(torch.float32, copy=True), call.v.float()
+    for x, weight in ((q, call.q_norm), (k, call.k_norm)):
+        if weight is not None:
+            rms_norm(x, weight, None, x, call.eps, False)
+        rope(x, call.positions, call.cos_sin, call.interleaved)
+    _run(_C.append_kv, params_of.append_kv(replace(call, k=k, v=v)))
+    if q is not call.q:
+        call.q.copy_(q)
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:

@@ -88,6 +88,19 @@ class AppendKv(Operands):
 
 
 @dataclass(slots=True, kw_only=True)
+class RopeAppendKv(AppendKv):
+    """Of rope_append_kv."""
+
+    q: Tensor
+    positions: Tensor
+    cos_sin: Tensor
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    eps: float
+    interleaved: bool
+
+
+@dataclass(slots=True, kw_only=True)
 class Sample(Operands):
     """Of sample."""
 
@@ -115,5 +128,6 @@ OPERANDS: dict[str, type[Operands]] = {
     "paged_prefill": Attention,
     "plan_decode": PlanDecode,
     "append_kv": AppendKv,
+    "rope_append_kv": RopeAppendKv,
     "sample": Sample,
 }

@@ -3,7 +3,7 @@
 
 from pagedserve.ops import torch_ops
 from pagedserve.ops.attention import lse_from_base2, merge_states, paged_decode, paged_prefill
-from pagedserve.ops.cache import append_kv, copy_pages
+from pagedserve.ops.cache import append_kv, copy_pages, rope_append_kv
 from pagedserve.ops.call import Explanation, explain
 from pagedserve.ops.fused import gelu_mul, rms_norm, rope, silu_mul, soft_cap
 from pagedserve.ops.linear import embed, linear, take_rows
@@ -51,6 +51,7 @@ __all__ = [
     "plan_decode",
     "rms_norm",
     "rope",
+    "rope_append_kv",
     "rope_table",
     "sample",
     "sampler",

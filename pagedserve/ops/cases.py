@@ -152,6 +152,21 @@ def _append(case: Case, random: torch.Generator) -> Arguments:
     return arguments
 
 
+def _rope_append(case: Case, random: torch.Generator) -> Arguments:
+    sizes, options, dtype = case.sizes, dict(case.options), _dtype(case, "q")
+    arguments = _append(replace(case, dtypes={**case.dtypes, "k": case.dtypes.get("q", "float32")}), random)
+    shape = (sizes["num_tokens"], sizes["num_q_heads"], sizes["head_dim"])
+    arguments |= {
+        "q": _strided(shape, dtype, random),
+        "positions": torch.randint(sizes["max_position"], shape[:1], generator=random, dtype=torch.int32),
+        "cos_sin": rope_table(sizes["rotary_dim"], sizes["max_position"]),
+    }
+    for name in ("q_norm", "k_norm"):
+        if options.pop(name, False):
+            arguments[name] = torch.rand(sizes["head_dim"], generator=random) + 0.5
+    return arguments | options
+
+
 def _copy(case: Case, random: torch.Generator) -> Arguments:
     sizes = case.sizes
     src, dst = (
@@ -254,6 +269,7 @@ MAKERS: dict[str, Callable[[Case, torch.Generator], Arguments]] = {
     "merge_states": _merge,
     "plan_decode": _plan,
     "append_kv": _append,
+    "rope_append_kv": _rope_append,
     "copy_pages": _copy,
     "rms_norm": _norm,
     "rope": _rope,

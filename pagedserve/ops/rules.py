@@ -87,13 +87,23 @@ def _copy_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
         )
 
 
+def _rope_append_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
+    _append_sizes(op, tensors, sizes)
+    _rope_sizes(op, tensors, sizes)
+    _eps(op, sizes)
+
+
+def _eps(op: str, sizes: Mapping[str, Any]) -> None:
+    if sizes["eps"] < 0:
+        raise InvalidInput(f"{op}: eps is {sizes['eps']}; give a small number, 0 or above")
+
+
 def _norm_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
     if tensors["residual"] is not None and sizes["num_heads"] != 1:
         raise InvalidInput(
             f"{op}: a residual is given with num_heads {sizes['num_heads']}; it goes with x [num_tokens, hidden]"
         )
-    if sizes["eps"] < 0:
-        raise InvalidInput(f"{op}: eps is {sizes['eps']}; give a small number, 0 or above")
+    _eps(op, sizes)
 
 
 def _rope_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
@@ -154,6 +164,7 @@ SIZE_RULES: dict[str, Callable[[str, Named, Mapping[str, Any]], None]] = {
     "merge_states": _merge_sizes,
     "plan_decode": _plan_sizes,
     "append_kv": _append_sizes,
+    "rope_append_kv": _rope_append_sizes,
     "copy_pages": _copy_sizes,
     "rms_norm": _norm_sizes,
     "rope": _rope_sizes,
@@ -235,6 +246,11 @@ def _rope_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
     _within(op, "positions", tensors["positions"], 0, sizes["max_position"], "max_position")
 
 
+def _rope_append_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
+    _append_values(op, tensors, sizes)
+    _rope_values(op, tensors, sizes)
+
+
 def _embed_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
     _within(op, "token_ids", tensors["token_ids"], 0, sizes["vocab_size"], "vocab_size")
 
@@ -276,6 +292,7 @@ VALUE_RULES: dict[str, Callable[[str, Named, Mapping[str, int]], None]] = {
     "paged_decode": _decode_values,
     "paged_prefill": _prefill_values,
     "append_kv": _append_values,
+    "rope_append_kv": _rope_append_values,
     "copy_pages": _copy_values,
     "rope": _rope_values,
     "embed": _embed_values,

@@ -111,10 +111,13 @@ class Budget:
     """How far a backend may be from the float64 reference, elementwise.
 
     |error| <= `times_torch` * (largest error of plain torch in the op's dtype) + `floor_eps` * eps * largest |value|.
+    Codes of quantised pages are plain torch's own, but for one in a hundred, which may be `code_steps` away: what is
+    computed before it is quantised may round to either side of a half.
     """
 
     times_torch: float = 2.0
     floor_eps: float = 4.0
+    code_steps: int = 0
 
 
 @dataclass(frozen=True)

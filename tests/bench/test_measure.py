@@ -182,6 +182,7 @@ def test_every_op_of_the_specs_has_cases():
 
 
 WRITTEN_IN_PLACE = {"append_kv": ("k_pages", "v_pages"), "copy_pages": ("dst",), "rope": ("x",), "soft_cap": ("x",)}
+WRITTEN_IN_PLACE |= {"rope_append_kv": ("q", "k_pages", "v_pages")}
 WRITTEN_IN_PLACE |= {"plan_decode": ()}  # torch has none to agree with
 
 

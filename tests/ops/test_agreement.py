@@ -8,6 +8,7 @@ import torch
 
 from pagedserve.backends.reference import attention, cache, fused, linear
 from pagedserve.ops import registry
+from pagedserve.ops.agreement import code_order, difference
 from pagedserve.ops.cases import make_inputs
 from pagedserve.ops.registry import Row
 from pagedserve.specs import SPECS
@@ -50,6 +51,16 @@ def skipped_tokens_are_written(k, v, k_pages, v_pages, slots, k_scales, v_scales
     cache.append_kv(k, v, k_pages, v_pages, torch.where(slots < 0, free, slots), k_scales, v_scales)
 
 
+def keys_unnormed(*arguments):
+    cache.rope_append_kv(*arguments[:9], None, *arguments[10:])
+
+
+def queries_of_skipped_tokens_left(*arguments):
+    kept, slots = arguments[0].clone(), arguments[7]
+    cache.rope_append_kv(*arguments)
+    arguments[0][slots < 0] = kept[slots < 0]
+
+
 def linear_of_exact_input(x, weight, bias, out, accumulate):
     product = x @ weight.dense().to(x.dtype).T + (0 if bias is None else bias)
     out.copy_(out + product if accumulate else product)
@@ -67,6 +78,8 @@ WRONG = [
     ("rms_norm", norm_in_low_precision),
     ("rms_norm", residual_forgotten),
     ("append_kv", skipped_tokens_are_written),
+    ("rope_append_kv", keys_unnormed),
+    ("rope_append_kv", queries_of_skipped_tokens_left),
     ("linear", linear_of_exact_input),
     ("take_rows", one_row_off),
 ]
@@ -100,6 +113,24 @@ def test_a_wrong_backend_is_rejected(op, function, wrong_backend):
 
     with pytest.raises((AssertionError, IndexError)):
         check_all()
+
+
+def test_codes_may_be_a_step_apart_in_one_of_a_hundred():
+    loose, strict = SPECS["rope_append_kv"], SPECS["append_kv"]
+    for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn):
+        plain = torch.full((200,), 17, dtype=torch.uint8).view(dtype)
+        for count, step, passes in ((1, 1, True), (2, 1, True), (1, 2, False), (5, 1, False)):
+            got = plain.clone()
+            got.view(torch.uint8)[:count] += step
+            assert (difference(loose, "k_pages", got, plain) is None) == passes, (dtype, count, step)
+            assert difference(strict, "k_pages", got, plain)
+            assert difference(loose, "q", got, plain)
+    assert difference(loose, "k_pages", plain.view(torch.int8), plain)
+
+
+def test_neighbouring_float8_codes_are_one_apart():
+    codes = torch.tensor([-448.0, -416.0, -(2.0**-9), -0.0, 0.0, 2.0**-9, 2.0**-8]).to(torch.float8_e4m3fn)
+    assert code_order(codes).diff().tolist() == [1, 124, 1, 0, 1, 1]
 
 
 def test_a_right_backend_is_not(wrong_backend):

@@ -215,6 +215,8 @@ def test_rotary_dim_fits_the_head(rotary_dim):
 OUTSIDE = st.one_of(st.integers(-(2**31), -1), st.integers(10**6, 2**31 - 1))
 INDEXED = [
     ("append_kv", "slot_mapping", False),
+    ("rope_append_kv", "slot_mapping", False),
+    ("rope_append_kv", "positions", True),
     ("copy_pages", "src_pages", True),
     ("copy_pages", "dst_pages", True),
     ("rope", "positions", True),
@@ -340,6 +342,7 @@ EMPTY = [
     ("paged_prefill", {"num_seqs": 0, "num_tokens": 0}),
     ("merge_states", {"num_tokens": 0}),
     ("append_kv", {"num_tokens": 0}),
+    ("rope_append_kv", {"num_tokens": 0}),
     ("copy_pages", {"num_copies": 0}),
     ("rms_norm", {"num_tokens": 0}),
     ("rope", {"num_tokens": 0}),

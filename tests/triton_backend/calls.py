@@ -13,6 +13,7 @@ from pagedserve.backends.triton import interpreted
 from pagedserve.backends.triton.interpreter import interpret
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.target import INTERPRETED, Target
+from pagedserve.ops.agreement import Results, results
 
 
 def through(op: str, arguments: dict[str, Any], runs: Callable[..., None]) -> tuple[Tensor, ...]:
@@ -20,6 +21,12 @@ def through(op: str, arguments: dict[str, Any], runs: Callable[..., None]) -> tu
     with mock.patch("pagedserve.ops.call.choose", return_value=runs):
         returned = getattr(ops, op)(**arguments)
     return returned if isinstance(returned, tuple) else (returned,)
+
+
+def all_results(op: str, arguments: dict[str, Any], runs: Callable[..., None]) -> Results:
+    """What a call returns and what it writes, by a function in a backend's place."""
+    with mock.patch("pagedserve.ops.call.choose", return_value=runs):
+        return results(op, arguments, "auto")
 
 
 def run(
@@ -30,13 +37,20 @@ def run(
     order: int | None = 0,
     change: Callable[[Launch], Launch] = lambda launch: launch,
 ) -> tuple[Tensor, ...]:
-    """An op's results, interpreted. change: what is run instead of each launch."""
+    """What an op returns, interpreted."""
+    return through(op, arguments, interpreting(op, target=target, order=order, change=change))
+
+
+def interpreting(
+    op: str,
+    *,
+    target: Target = INTERPRETED,
+    order: int | None = 0,
+    change: Callable[[Launch], Launch] = lambda launch: launch,
+) -> Callable[..., None]:
+    """What stands in a backend's place and interprets. change: what is run instead of each launch."""
     build = getattr(interpreted, op).build
-
-    def instead(*operands: Any) -> None:
-        interpret([change(launch) for launch in build(target, *operands)], order=order)
-
-    return through(op, arguments, instead)
+    return lambda *operands: interpret([change(launch) for launch in build(target, *operands)], order=order)
 
 
 def collect(op: str, arguments: dict[str, Any], target: Target) -> list[Launch]:

@@ -42,7 +42,8 @@ def _emit(op: str, case: Case, arch: int, cache: str) -> list[Emitted]:
     triton.knobs.cache.dir = cache
     triton.runtime.driver.set_active(CompileOnlyDriver(arch))
     emitted = []
-    for launch in collect(op, make_inputs(op, case) | {"return_lse": True}, Target(arch)):
+    options = {"return_lse": True} if case.lens else {}
+    for launch in collect(op, make_inputs(op, case) | options, Target(arch)):
         compiled = launch.compile()
         left = tuple(place for place, kind in enumerate(flat(compiled.src.signature)) if kind != "constexpr")
         emitted.append(Emitted(compiled.asm["ptx"], compiled.metadata.shared, 32 * launch.num_warps, left))

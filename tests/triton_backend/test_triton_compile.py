@@ -25,9 +25,9 @@ FULL = ModelShape()
 ATTENTION = ("paged_decode", "paged_prefill")
 # Beside all ops of FULL: attention of every row of the tables, and of all features at once.
 SHAPES = [
-    (ModelShape(kv="int8"), (*ATTENTION, "append_kv")),
-    (ModelShape(kv="float8_e4m3fn"), (*ATTENTION, "append_kv")),
-    (ModelShape(kv="int4"), (*ATTENTION, "append_kv")),
+    (ModelShape(kv="int8"), (*ATTENTION, "append_kv", "rope_append_kv")),
+    (ModelShape(kv="float8_e4m3fn"), (*ATTENTION, "append_kv", "rope_append_kv")),
+    (ModelShape(kv="int4"), (*ATTENTION, "append_kv", "rope_append_kv")),
     (ModelShape(dtype="float16", kv="float16", num_q_heads=9, num_kv_heads=3, head_dim=64), ATTENTION),
     (ModelShape(head_dim=256, num_q_heads=8, num_kv_heads=4), ATTENTION),
     (ModelShape(dtype="float32", kv="float32", head_dim=80, page_size=5), ATTENTION),
@@ -45,6 +45,7 @@ BUDGETS = {
     (80, "rope_kernel"): (40, 1024),
     (80, "merge_states_kernel"): (56, 1024),
     (80, "append_kv_kernel"): (40, 1024),
+    (80, "rope_append_kv_kernel"): (48, 1024),
     (80, "count_history_kernel"): (24, 1024),
     (90, "paged_decode_kernel"): (176, 40 * 1024),
     (90, "paged_prefill_kernel"): (208, 97 * 1024),
@@ -54,6 +55,7 @@ BUDGETS = {
     (90, "rope_kernel"): (40, 1024),
     (90, "merge_states_kernel"): (56, 1024),
     (90, "append_kv_kernel"): (40, 1024),
+    (90, "rope_append_kv_kernel"): (48, 1024),
     (90, "count_history_kernel"): (24, 1024),
 }
 WITH_BUDGETS = "3.7.1"

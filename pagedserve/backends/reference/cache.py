@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing and moving pages, the definition."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagedserve.backends.operands import AppendKv
+from pagedserve.backends.operands import AppendKv, RopeAppendKv
+from pagedserve.backends.reference.fused import rms_norm, rope, wide
 
 LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.uint8: 7.0}  # uint8 holds int4
 INT4_BIAS = 8
@@ -50,11 +52,26 @@ def _append(x: Tensor, pages: Tensor, scales: Tensor | None, slots: Tensor, take
 
 def append_kv(*operands: Any) -> None:
     """Token t goes to page slot / page_size, row slot % page_size; a negative slot is skipped."""
-    call = AppendKv.of("append_kv", *operands)
+    _append_both(AppendKv.of("append_kv", *operands))
+
+
+def _append_both(call: AppendKv) -> None:
     taken = call.slot_mapping >= 0
     slots = call.slot_mapping[taken]
     _append(call.k, call.k_pages, call.k_scales, slots, taken)
     _append(call.v, call.v_pages, call.v_scales, slots, taken)
+
+
+def rope_append_kv(*operands: Any) -> None:
+    """rms_norm of each head where there is a weight, rope, then append_kv, with nothing rounded between them."""
+    call = RopeAppendKv.of("rope_append_kv", *operands)
+    q, k = wide(call.q).clone(), wide(call.k).clone()
+    for x, weight in ((q, call.q_norm), (k, call.k_norm)):
+        if weight is not None:
+            rms_norm(x, weight, None, x, call.eps, False)
+        rope(x, call.positions, call.cos_sin, call.interleaved)
+    call.q.copy_(q)
+    _append_both(replace(call, k=k))
 
 
 def copy_pages(src: Tensor, dst: Tensor, src_pages: Tensor, dst_pages: Tensor) -> None:

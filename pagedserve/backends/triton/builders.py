@@ -14,6 +14,7 @@ BUILDERS: tuple[Callable[..., list[Launch]], ...] = (
     attention.paged_prefill,
     attention.merge_states,
     cache.append_kv,
+    cache.rope_append_kv,
     fused.rms_norm,
     fused.rope,
     fused.silu_mul,

@@ -8,13 +8,13 @@ few tokens stand for any.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagedserve.backends.operands import AppendKv, Attention, Sample
+from pagedserve.backends.operands import AppendKv, Attention, RopeAppendKv, Sample
 from pagedserve.backends.triton import attention, cache, fused, sampling
 from pagedserve.backends.triton.launch import Launch
 from pagedserve.backends.triton.target import Target
@@ -114,6 +114,28 @@ def append_kv(target: Target, shape: ModelShape) -> list[Launch]:
     return cache.append_kv(target, call)
 
 
+def rope_append_kv(target: Target, shape: ModelShape) -> list[Launch]:
+    rows = shape.empty(NUM_TOKENS, shape.num_kv_heads, shape.head_dim)
+    pages, scales = shape.pages()
+    norm = torch.empty(shape.head_dim)
+    call = RopeAppendKv(
+        q=shape.empty(NUM_TOKENS, shape.num_q_heads, shape.head_dim),
+        k=rows,
+        v=rows,
+        positions=torch.empty(NUM_TOKENS, dtype=torch.int32),
+        cos_sin=torch.empty(64, shape.head_dim),
+        k_pages=pages,
+        v_pages=pages,
+        slot_mapping=torch.empty(NUM_TOKENS, dtype=torch.int64),
+        k_scales=scales,
+        v_scales=scales,
+        eps=1e-6,
+        interleaved=False,
+    )
+    plain = cache.rope_append_kv(target, call)
+    return plain + cache.rope_append_kv(target, replace(call, q_norm=norm, k_norm=norm))
+
+
 def rms_norm(target: Target, shape: ModelShape) -> list[Launch]:
     x = shape.empty(NUM_TOKENS, 1, shape.hidden)
     weight = torch.empty(shape.hidden)
@@ -151,6 +173,7 @@ OPS: dict[str, Callable[[Target, ModelShape], list[Launch]]] = {
     "paged_prefill": paged_prefill,
     "merge_states": merge_states,
     "append_kv": append_kv,
+    "rope_append_kv": rope_append_kv,
     "rms_norm": rms_norm,
     "rope": rope,
     "silu_mul": _act_mul(fused.silu_mul),

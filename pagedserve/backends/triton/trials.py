@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pagedserve.backends.operands import AppendKv, Attention, Sample
+from pagedserve.backends.operands import AppendKv, Attention, RopeAppendKv, Sample
 from pagedserve.backends.triton import attention, cache, fused, sampling, version
 from pagedserve.backends.triton.catalogue import DTYPES
 from pagedserve.backends.triton.launch import Launch
@@ -65,6 +65,26 @@ def _append() -> Build:
     slots = torch.randperm(512 * 16, device="cuda")[:4096]
     call = AppendKv(k=k, v=v, k_pages=k_pages, v_pages=v_pages, slot_mapping=slots)
     return lambda target: cache.append_kv(target, call)
+
+
+def _rope_append() -> Build:
+    (k_pages, _), (v_pages, _) = (_pages(512, 8, 128, "bfloat16") for _ in range(2))
+    norm = _normal(128, dtype=torch.float32)
+    call = RopeAppendKv(
+        q=_normal(4096, 32, 128),
+        k=_normal(4096, 8, 128),
+        v=_normal(4096, 8, 128),
+        positions=torch.arange(4096, device="cuda", dtype=torch.int32),
+        cos_sin=_normal(8192, 128, dtype=torch.float32),
+        k_pages=k_pages,
+        v_pages=v_pages,
+        slot_mapping=torch.randperm(512 * 16, device="cuda")[:4096],
+        q_norm=norm,
+        k_norm=norm,
+        eps=1e-6,
+        interleaved=False,
+    )
+    return lambda target: cache.rope_append_kv(target, call)
 
 
 def _merge() -> Build:
@@ -132,6 +152,7 @@ TRIALS: tuple[Trial, ...] = (
         )
     ),
     Trial("append_kv", "4096-h8-d128-bf16", {}, _append),
+    Trial("rope_append_kv", "4096-h32/8-d128-bf16-norms", {}, _rope_append),
     Trial("merge_states", "4x1024-h32-d128-f32", {}, _merge),
     Trial("rms_norm", "4096x8192-bf16-residual", {}, _norm),
     Trial("silu_mul", "4096x8192-bf16", {}, functools.partial(_act, fused.silu_mul)),

@@ -39,6 +39,7 @@ SEARCHED: dict[str, dict[str, tuple[int, ...]]] = {
     "rope": {"heads": (4, 8, 16, 32), "num_warps": (2, 4, 8)},
     "merge_states": {"num_warps": (1, 2, 4)},
     "append_kv": {"heads": (1, 4, 8), "num_warps": (1, 2, 4)},
+    "rope_append_kv": {"heads": (1, 4, 8), "num_warps": (1, 2, 4)},
     "sample": {"block": (1024, 2048), "num_warps": (8, 16)},
 }
 
