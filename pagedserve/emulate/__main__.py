@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedserve.emulate.build import launch_file
+from pagedserve.emulate.change import Change, changed_tree, launch_files
 from pagedserve.emulate.checks import BACKEND, CHECKS, NAMES, Subject, Verdict, judge_all
 from pagedserve.errors import InvalidInput, PagedServeError
 from pagedserve.ops import backends_of
@@ -34,6 +35,14 @@ def parser() -> argparse.ArgumentParser:
     add("op", help="an op with CUDA kernels, paged_decode for example")
     add("--check", default="all", help=f"all, or some of {','.join(NAMES)}")
     add("--source", action="append", default=[], metavar="[NAME=]FILE", help="a launch file in place of the tree's own")
+    add(
+        "--change",
+        action="append",
+        default=[],
+        nargs=3,
+        metavar=("FILE", "OLD", "NEW"),
+        help="in a copy of csrc, NEW for OLD in FILE, which holds it once",
+    )
     add("--define", action="append", default=[], metavar="NAME[=VALUE]", help="a macro to compile with")
     add("--ptx", default="", choices=("sm_80", "sm_90a"), help="run what nvcc makes of the kernel for an architecture")
     add("--seed", type=int, default=1, help="of inputs and of random orders")
@@ -94,14 +103,15 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def sources(args: argparse.Namespace) -> dict[str, Path]:
-    """Launch files by launcher; a file without a name stands for the launcher that it is named after."""
+    """Launch files by launcher, of a changed tree or one by one; a file without a name has that of its launcher."""
+    changed = launch_files(changed_tree([Change(*words) for words in args.change])) if args.change else {}
     named = (text.partition("=") if "=" in text else (Path(text).stem, "", text) for text in args.source)
     found = {name: Path(file) for name, _, file in named}
     for name, file in found.items():
         launch_file(name)  # whose place it takes
         if not file.is_file():
             raise InvalidInput(f"--source: {file} is not a file")
-    return found
+    return changed | found
 
 
 def chosen(text: str) -> tuple[str, ...]:

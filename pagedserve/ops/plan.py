@@ -73,7 +73,7 @@ def plan_decode(
         workspace: [workspace_bytes] uint8, written; `decode_workspace_bytes` says how many. It needs no preparation.
             Two decodes that run at once need two.
         num_q_heads, num_kv_heads, head_dim, q_len, window: those of the decode.
-        num_blocks: CUDA blocks that share the work, at most 1024; default: 3 for every multiprocessor of the GPU, 8
+        num_blocks: CUDA blocks that share the work, at most 1024; default: 3 for every multiprocessor of the GPU, 12
             for tensors on the CPU. It changes the time of a decode and not a bit of its result.
         backend: "auto", or one of `backends_of("plan_decode")`.
 

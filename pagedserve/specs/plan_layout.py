@@ -9,7 +9,7 @@ SPLIT_TOKENS = 256
 PIECE_COST = 64  # tokens
 MAX_BLOCKS = 1024
 BLOCKS_PER_MULTIPROCESSOR = 3
-DEFAULT_BLOCKS = 8  # where there is no GPU to ask
+DEFAULT_BLOCKS = 12  # where there is no GPU to ask
 ALIGNMENT = 128
 TASK_FIELDS = (
     "seq", "kv_head", "first_row", "num_rows", "kv_len", "first_split", "num_splits", "partial", "first_partial",

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from pagedserve.emulate import build
 from pagedserve.emulate.__main__ import main, parser, shape_case
 from pagedserve.emulate.checks import NAMES
 from pagedserve.errors import InvalidInput
@@ -14,22 +13,7 @@ from pagedserve.specs import SPECS
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulated kernels are compiled with g++")
 
 CASE = next(iter(SPECS["copy_pages"].cases())).id
-
-
-@pytest.fixture
-def changed(tmp_path):
-    """A copy of csrc with one text in one file replaced; gives the launch file."""
-
-    def change(op, file, old, new):
-        tree = tmp_path / "csrc"
-        shutil.copytree(build.CSRC, tree, dirs_exist_ok=True, ignore=shutil.ignore_patterns("cpu", "bind"))
-        path = tree / file
-        text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1
-        path.write_text(text.replace(old, new), encoding="utf-8")
-        return tree / "launch" / f"{op}.cu"
-
-    return change
+KERNEL = "kernels/cache/copy_pages.cuh"
 
 
 def test_a_right_kernel_passes_every_check(capsys):
@@ -40,7 +24,6 @@ def test_a_right_kernel_passes_every_check(capsys):
     assert all(f"{name:<8} passed" in printed for name in NAMES)
 
 
-KERNEL = "kernels/cache/copy_pages.cuh"
 FAULTS = {
     "result": ("if (i < count) *to[i] = held[i];", "if (i < count - 1) *to[i] = held[i];", "wrong-result: dst"),
     "races": (
@@ -57,10 +40,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("check", FAULTS)
-def test_a_wrong_kernel_is_found(capsys, changed, check):
+def test_a_wrong_kernel_is_found(capsys, check):
     old, new, said = FAULTS[check]
-    source = changed("copy_pages", KERNEL, old, new)
-    assert main(["copy_pages", "--case", CASE, "--check", check, "--source", str(source)]) == 1
+    assert main(["copy_pages", "--case", CASE, "--check", check, "--change", KERNEL, old, new]) == 1
     printed = capsys.readouterr().out
     assert f"{check:<8} FOUND" in printed
     assert said in printed
@@ -74,6 +56,8 @@ def test_a_wrong_kernel_is_found(capsys, changed, check):
         (["copy_pages", "--case", "none"], "has no case 'none'"),
         (["copy_pages", "--case", "all", "--check", "taste"], "choose from all, result, order"),
         (["copy_pages", "--case", "all", "--source", "absent.cu"], "there is no launch file"),
+        (["copy_pages", "--case", "all", "--change", "kernels/absent.cuh", "a", "b"], "there is no kernels/absent.cuh"),
+        (["copy_pages", "--case", "all", "--change", KERNEL, "const", "b"], "give a text that stands there once"),
         (["copy_pages", "--case", "all", "--source", "copy_pages=absent.cu"], "absent.cu is not a file"),
     ],
 )

@@ -4,19 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.gpu import intrinsics
 from pagedserve import ops
-from pagedserve.emulate import Run, Session, current, session
+from pagedserve.emulate import Run, current
+from pagedserve.ops.agreement import copied, disagreement, results
 from pagedserve.ops.cases import make_inputs
-from pagedserve.specs import SPECS
+from pagedserve.specs import SPECS, Case
 from tests.ops.agreement import check_backend
 
 BACKEND = "cuda-emulated"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way to reject a kernel.
+
+    Attributes:
+        body: raises where the kernels of the current session are wrong.
+        file: the launch file whose kernels it judges; "": none that g++ compiles.
+        run: how the session runs them.
+    """
+
+    body: Callable[[], None]
+    file: str = ""
+    run: Run = field(default_factory=Run)
 
 
 def values(op: str, **dtypes: tuple[str, ...]) -> None:
@@ -49,8 +66,7 @@ def append_in_bounds() -> None:
     """Slots of -1, in a pool that begins where its memory begins."""
     k = torch.randn(4, 2, 16).bfloat16()
     pages, others = (torch.zeros(2, 4, 2, 16, dtype=torch.bfloat16) for _ in range(2))
-    with session_like(Run(build="bounds")):
-        ops.append_kv(k, k, pages, others, torch.tensor([-1, 0, -1, 7]), backend=BACKEND)
+    ops.append_kv(k, k, pages, others, torch.tensor([-1, 0, -1, 7]), backend=BACKEND)
     assert torch.equal(pages[0, 0], k[1])
 
 
@@ -80,8 +96,7 @@ def copy_values() -> None:
 
 def copy_in_bounds() -> None:
     pages = torch.arange(4 * 32, dtype=torch.float32).view(4, 2, 16)
-    with session_like(Run(build="bounds")):
-        ops.copy_pages(pages, pages, torch.tensor([0, 1, 0]), torch.tensor([2, 3, 2]), backend=BACKEND)
+    ops.copy_pages(pages, pages, torch.tensor([0, 1, 0]), torch.tensor([2, 3, 2]), backend=BACKEND)
 
 
 # ---- plan_decode ----
@@ -104,8 +119,117 @@ def plan_equals_hosts() -> None:
 
 
 def plan_races() -> None:
-    with session_like(Run(build="races")):
-        planned([300, 17, 0, 129] + [50] * 300, BACKEND)
+    planned([300, 17, 0, 129] + [50] * 300, BACKEND)
+
+
+# ---- paged_decode ----
+
+HEADS = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+
+
+def decode_case(
+    lens: tuple[int, ...], page_size: int = 7, q_len: int = 1, kv: str = "bfloat16", **options: Any
+) -> Case:
+    """No length is a whole number of pages: behind each there is a row of NaN."""
+    options |= {"q_len": q_len} if q_len > 1 else {}
+    dtypes = {"q": "bfloat16", "k_pages": kv}
+    name = f"{kv} pages of {page_size}, kv_lens {lens}, {options}"
+    return Case(name, HEADS | {"page_size": page_size}, dtypes, options, lens, (q_len,) * len(lens))
+
+
+def decode_inputs(case: Case, num_blocks: int = 8) -> dict[str, Any]:
+    """A call of the case, with the host's plan for so many blocks."""
+    inputs = make_inputs("paged_decode", case)
+    plan = HEADS | {name: value for name, value in case.options.items() if name in ("q_len", "window")}
+    sizes = HEADS | {"q_len": case.q_lens[0]}
+    size = ops.decode_workspace_bytes(len(case.lens), **sizes, max_kv_tokens=sum(case.lens))
+    inputs["workspace"] = torch.full((size,), 0xAB, dtype=torch.uint8)
+    ops.plan_decode(inputs["kv_lens"], inputs["workspace"], **plan, num_blocks=num_blocks, backend="cpu")
+    return inputs
+
+
+def decode(*cases: Case) -> None:
+    for case in cases:
+        inputs = decode_inputs(case)
+        got = results("paged_decode", copied(inputs), BACKEND)
+        del inputs["workspace"], got["workspace"]  # in which the reference leaves nothing
+        wrong = disagreement("paged_decode", inputs, got)
+        assert wrong is None, f"{case.id}: {wrong}"
+
+
+def decode_values() -> None:
+    """Lengths around tiles and splits, an empty row, a window, queries beside each other."""
+    decode(
+        decode_case((300, 17, 0, 129, 521)),
+        decode_case((71, 300), page_size=48, window=33),
+        decode_case((38, 261), q_len=2),
+    )
+
+
+def decode_codes() -> None:
+    decode(decode_case((271, 18), kv="int8"))
+
+
+def decode_pieces() -> None:
+    """A strand of three splits in three blocks, one of a single split, an empty one."""
+    decode(decode_case((701, 17, 0)))
+
+
+def decode_bits() -> None:
+    """The same bits however many blocks share the work, and the next time in the same workspace.
+
+    With queries of 0 all keys count alike, and the values of the first two splits cancel: added in another order they
+    swallow the others.
+    """
+    found = {}
+    for num_blocks in (1, 3, 16):
+        inputs = decode_inputs(decode_case((901, 1300)), num_blocks)
+        inputs["q"].zero_()
+        tokens = torch.arange(512)
+        for table in inputs["page_table"]:
+            pages = table[tokens // 7].long()
+            inputs["v_pages"][pages, tokens % 7] = (65536.0 - 131072 * (tokens // 256)).bfloat16()[:, None, None]
+        for turn in ("first", "second"):
+            o, lse = ops.paged_decode(**inputs, return_lse=True, backend=BACKEND)
+            found[f"{num_blocks} blocks, {turn} launch"] = torch.cat([o.flatten().float(), lse.flatten()])
+    want, *others = found.items()
+    for name, bits in others:
+        assert torch.equal(bits, want[1]), f"{name}: other bits than {want[0]}"
+
+
+def decode_hides() -> None:
+    """A key that the first of two queries does not see is NaN: only the second may show it."""
+    inputs = decode_inputs(decode_case((38,), q_len=2))
+    page, row = inputs["page_table"][0, 37 // 7], 37 % 7
+    inputs["k_pages"][page, row] = torch.nan
+    o = ops.paged_decode(**inputs, backend=BACKEND)
+    assert o[1].isnan().all(), "a NaN among the keys that a query sees does not show"
+    assert not o[0].isnan().any(), "a NaN shows in a query that does not see it"
+
+
+def decode_refuses_stale() -> None:
+    """Planned for 300 tokens, run with 20: NaN, and the other rows as they should be."""
+    inputs = decode_inputs(decode_case((300, 17)))
+    inputs["kv_lens"] = torch.tensor([20, 17], dtype=torch.int32)
+    o, lse = ops.paged_decode(**inputs, return_lse=True, backend=BACKEND)
+    assert o[0].isnan().all(), "a row that was planned for another length is not NaN"
+    assert lse[0].isnan().all(), "nor is its lse"
+    assert not o[1].isnan().any(), "a row that was planned as it is is NaN"
+
+
+def decode_far() -> None:
+    """Two pages whose offsets differ by 2^31 elements: memory that is never touched costs none."""
+    inputs = decode_inputs(decode_case((13,)))
+    want = ops.paged_decode(**inputs, backend=BACKEND)
+    near = inputs["page_table"][0, :2].tolist()
+    stride = 2**31 + 64
+    for name in ("k_pages", "v_pages"):
+        pages = inputs[name]
+        pool = torch.empty(stride + pages[0].numel(), dtype=pages.dtype)
+        inputs[name] = pool.as_strided((2, *pages.shape[1:]), (stride, *pages.stride()[1:]))
+        inputs[name].copy_(pages[near])
+    inputs["page_table"][0, :2] = torch.tensor([0, 1])
+    assert torch.equal(ops.paged_decode(**inputs, backend=BACKEND), want), "a page beyond 4 GiB is not what it holds"
 
 
 # ---- instructions ----
@@ -124,19 +248,21 @@ def words_as_compiled() -> None:
         assert not wrong, f"{word.name}: {wrong} results are not what the word means"
 
 
-def session_like(run: Run, ptx: str = "") -> AbstractContextManager[Session]:
-    """A session of these checks' sources, run otherwise."""
-    here = current()
-    return session(run, sources=here.sources, defines=here.defines, ptx=ptx)
-
-
-CHECKS: dict[str, Callable[[], None]] = {
-    "append values": append_values,
-    "append stays in bounds": append_in_bounds,
-    "append beyond 4 GiB": append_far,
-    "copy values": copy_values,
-    "copy stays in bounds": copy_in_bounds,
-    "plan equals the host's": plan_equals_hosts,
-    "plan races": plan_races,
-    "words as nvcc made them": words_as_compiled,
+CHECKS = {
+    "append values": Check(append_values, "append_kv"),
+    "append stays in bounds": Check(append_in_bounds, "append_kv", Run(build="bounds")),
+    "append beyond 4 GiB": Check(append_far, "append_kv"),
+    "copy values": Check(copy_values, "copy_pages"),
+    "copy stays in bounds": Check(copy_in_bounds, "copy_pages", Run(build="bounds")),
+    "plan equals the host's": Check(plan_equals_hosts, "plan_decode"),
+    "plan races": Check(plan_races, "plan_decode", Run(build="races")),
+    "decode values": Check(decode_values, "paged_decode_bf16"),
+    "decode of codes": Check(decode_codes, "paged_decode_i8"),
+    "decode races": Check(decode_pieces, "paged_decode_bf16", Run(build="races")),
+    "decode stays in bounds": Check(decode_pieces, "paged_decode_bf16", Run(build="bounds")),
+    "decode bits": Check(decode_bits, "paged_decode_bf16"),
+    "decode hides what is not seen": Check(decode_hides, "paged_decode_bf16"),
+    "decode refuses a stale plan": Check(decode_refuses_stale, "paged_decode_bf16"),
+    "decode beyond 4 GiB": Check(decode_far, "paged_decode_bf16"),
+    "words as nvcc made them": Check(words_as_compiled),
 }
