@@ -139,6 +139,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", default="90s", metavar="TIME", help="what a replica takes to start (default: 90s)")
     parser.add_argument("--price", type=float, default=4.0, metavar="PRICE", help="of a replica's hour (default: 4)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the simulated crowd (default: 0)")
+    parser.add_argument(
+        "--processes", type=_positive, metavar="N", help="to simulate on (default: as cores, at most 4)"
+    )
     parser.add_argument("--json", action="store_true", help="the numbers on stdout in place of tables")
     parser.add_argument("--out", default="out/plan.png", metavar="PNG", help="the plot; a .json stands beside it")
 

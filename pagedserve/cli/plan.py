@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -21,11 +22,14 @@ from pagedserve.simulate import hardware
 from pagedserve.simulate.calibrate import machine_from_log
 from pagedserve.simulate.capacity import (
     ON_TIME,
+    POLICIES,
     SPIKE_S,
     Lead,
     Planner,
+    Question,
     Scenario,
     Traffic,
+    answers,
     cost_per_million,
     lead_times,
 )
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     start_s = seconds(args.start)
+    processes = args.processes or min(4, os.cpu_count() or 1)
     machine = _machine(args)
     console = Console(to_stderr=args.json)
     began = time.monotonic()
@@ -75,14 +80,15 @@ def run(args: argparse.Namespace) -> int:
         changed()
 
     with console.live(lambda: line, lambda: line) as changed:
-        plan = _simulate(Planner(machine, traffic, told), args.spike, start_s)
+        plan = _simulate(Planner(machine, traffic, told), args.spike, start_s, processes)
     numbers = _numbers(plan, args, start_s)
     if args.json:
         print(json.dumps(finite(numbers)))
     else:
         _show(plan, args, start_s, console)
     _save(plan, numbers, out, console)
-    console.print(f"simulated in {duration(time.monotonic() - began)} on one core")
+    workers = "one core" if processes == 1 else f"at most {processes} cores"
+    console.print(f"simulated in {duration(time.monotonic() - began)} on {workers}")
     return 0
 
 
@@ -114,15 +120,18 @@ def shape_of(folder: Path) -> hardware.ModelShape:
     )
 
 
-def _simulate(planner: Planner, factor: float, start_s: float) -> Plan:
+def _simulate(planner: Planner, factor: float, start_s: float, processes: int) -> Plan:
     rate = planner.replica_rate()
     needed = max(1, math.ceil(planner.traffic.rate / rate))
-    on, off = (planner.spiked(needed, factor, promises=promises) for promises in (True, False))
-    climbs = tuple(planner.climb(rate, start_s, policy, name) for name, policy in planner.policies().items())
-    at_once = planner.at_once(1), planner.at_once(needed)
-    return Plan(
-        planner, rate, needed, planner.steady_load(needed), (on, off), at_once, climbs, tuple(lead_times(start_s))
-    )
+    spikes: list[Question] = [
+        ("spiked", {"needed": needed, "factor": factor, "promises": promises}) for promises in (True, False)
+    ]
+    climbs: list[Question] = [("climb", {"replica_rate": rate, "start_s": start_s, "name": name}) for name in POLICIES]
+    at_once: list[Question] = [("at_once", {"replicas": replicas}) for replicas in (1, needed)]
+    questions = [*spikes, *climbs, *at_once, ("steady_load", {"needed": needed})]
+    on, off, *climbed, one, all_of_them, steady = answers(planner, questions, processes)
+    leads = tuple(lead_times(start_s))
+    return Plan(planner, rate, needed, steady, (on, off), (one, all_of_them), tuple(climbed), leads)
 
 
 def _show(plan: Plan, args: argparse.Namespace, start_s: float, console: Console) -> None:

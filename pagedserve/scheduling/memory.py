@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import count, repeat
+
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.events import StepPlan
 from pagedserve.scheduling.pages import PageAllocator
@@ -56,7 +58,7 @@ class Memory:
         for node in nodes if partial is None else [*nodes, partial]:
             pages.share(node.page)
         self.cache.evict(num_new - pages.num_free)
-        seq.pages = [node.page for node in nodes] + [pages.take() for _ in range(num_new)]
+        seq.pages = [node.page for node in nodes] + pages.take(num_new)
         seq.node, seq.num_shared = (nodes[-1] if nodes else None), num_found
         seq.prefix_hit_tokens = num_found * size
         if partial is not None:
@@ -68,7 +70,7 @@ class Memory:
         else:
             seq.computed = seq.prefix_hit_tokens
             self._fronts.add(front)
-        self._moves.page_writes.extend((row, i, page) for i, page in enumerate(seq.pages))
+        self._moves.page_writes.extend(zip(repeat(row), count(), seq.pages, strict=False))
         self._free_host_pages(seq)
         self._stats.recomputed_tokens += max(0, seq.peak - seq.computed)
         if seq.preemptions == 0:
@@ -92,7 +94,7 @@ class Memory:
         """One more page; False where the pool has none to give."""
         if not self.pages.num_free and not self.cache.evict(1):
             return False
-        page = self.pages.take()
+        [page] = self.pages.take()
         self._moves.page_writes.append((seq.row, len(seq.pages), page))
         seq.pages.append(page)
         return True
@@ -132,7 +134,7 @@ class Memory:
     def swap_out(self, seq: Sequence) -> None:
         """Give its pages back, their contents moved to the host, which has room for them."""
         seq.computed = seq.num_computed
-        seq.host_pages = [self.host.take() for _ in range(-(-seq.computed // self._page_size))]
+        seq.host_pages = self.host.take(-(-seq.computed // self._page_size))
         self._moves.swap_out.extend(zip(seq.pages, seq.host_pages, strict=False))
         self._leaving.append(seq)
         self._stats.swaps += 1
@@ -188,13 +190,11 @@ class Memory:
         return self.cache.extend(seq.node, seq.arrival.cache_salt, key, seq.pages[seq.num_shared])
 
     def _free_host_pages(self, seq: Sequence) -> None:
-        for page in seq.host_pages:
-            self.host.release(page)
+        self.host.release(*seq.host_pages)
         seq.host_pages = []
 
     def _release_pages(self, seq: Sequence) -> None:
-        for page in seq.pages:
-            self.pages.release(page)
+        self.pages.release(*seq.pages)
         last = next((node for node in (seq.tail, seq.node) if node is not None and not node.dead), None)
         if last is not None:
             self.cache.touch(last)

@@ -12,7 +12,7 @@ class PageAllocator:
     A holder is a sequence whose page table names the page, or the prefix cache, which keeps at most one
     hold per page (`keep`). A page that only the prefix cache holds is idle: it can be had by evicting it.
 
-    Every operation is O(1). InvalidInput where the page's holders contradict it, as with a second release.
+    Every operation is O(1) a page. InvalidInput where the page's holders contradict it, as with a second release.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -36,13 +36,15 @@ class PageAllocator:
         """The prefix cache is the page's only holder."""
         return self._holders[page] == 1 and self._kept[page] == 1
 
-    def take(self) -> int:
-        """A free page, held once."""
-        if not self._free:
-            raise InvalidInput(f"none of the {self.num_pages} pages is free; evict or preempt before taking one")
-        page = self._free.pop()
-        self._holders[page] = 1
-        return page
+    def take(self, count: int = 1) -> list[int]:
+        """Free pages, each held once."""
+        split = len(self._free) - count
+        if split < 0:
+            raise InvalidInput(f"{count} pages are wanted, {len(self._free)} of {self.num_pages} are free; evict first")
+        pages, self._free[split:] = self._free[split:], []
+        for page in pages:
+            self._holders[page] = 1
+        return pages
 
     def share(self, page: int) -> None:
         """One more holder of a page that has one already."""
@@ -53,16 +55,17 @@ class PageAllocator:
             self.num_idle -= 1
         self._holders[page] = holders + 1
 
-    def release(self, page: int) -> None:
-        """One holder fewer; the last one frees the page."""
-        holders = self._holders[page] - 1
-        if holders < self._kept[page]:
-            raise InvalidInput(f"page {page} was released twice")
-        self._holders[page] = holders
-        if holders == 0:
-            self._free.append(page)
-        elif holders == 1 and self._kept[page]:
-            self.num_idle += 1
+    def release(self, *pages: int) -> None:
+        """One holder fewer of each; the last one frees the page."""
+        for page in pages:
+            holders = self._holders[page] - 1
+            if holders < self._kept[page]:
+                raise InvalidInput(f"page {page} was released twice")
+            self._holders[page] = holders
+            if holders == 0:
+                self._free.append(page)
+            elif holders == 1 and self._kept[page]:
+                self.num_idle += 1
 
     def keep(self, page: int) -> None:
         """The prefix cache becomes one more holder of a page that a sequence holds."""

@@ -98,20 +98,19 @@ def read_prompt(event: Arrive) -> array[int]:
         return type(value) is int and least <= value <= most
 
     try:
-        prompt = array("q", iter(event.prompt))
+        prompt = array("Q", event.prompt if isinstance(event.prompt, array) else iter(event.prompt))
     except (TypeError, OverflowError):
-        prompt = array("q")
+        prompt = array("Q")
     most = event.max_tokens if is_count(event.max_tokens, 1) else 0
     rules = [
         ("id", isinstance(event.id, str) and event.id != "", "a string of at least one character"),
         ("t", is_finite(event.t), "a finite time"),
-        ("prompt", min(prompt, default=-1) >= 0, "at least one token id, each an int from 0 to 2^63 - 1"),
+        ("prompt", len(prompt) > 0, "at least one token id, each an int from 0 to 2^64 - 1"),
         ("max_tokens", most > 0, "an int of at least 1"),
         ("min_tokens", is_count(event.min_tokens, 0, most), "an int from 0 to max_tokens"),
         ("priority", is_count(event.priority, -1_000_000, 1_000_000), "an int from -1000000 to 1000000"),
         ("stop_token_ids", isinstance(event.stop_token_ids, frozenset), "a frozenset of token ids"),
-        ("tenant", isinstance(event.tenant, str), "a string"),
-        ("cache_salt", isinstance(event.cache_salt, str), "a string"),
+        *((name, isinstance(getattr(event, name), str), "a string") for name in ("tenant", "cache_salt")),
         ("after", event.after is None or isinstance(event.after, str), "a request's id, or None"),
     ]
     for name in ("ttft_deadline_s", "tpot_target_s", "deadline_s"):

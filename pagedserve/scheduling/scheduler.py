@@ -60,8 +60,7 @@ class Scheduler:
         self._decisions: list[Decision] = []  # of the event being applied
         self._outgrown: list[Sequence] = []  # by its tokens, their pages
         self._last_victim: Sequence | None = None
-        self._draining = False
-        self._now = -math.inf
+        self._draining, self._now = False, -math.inf
         self._num_arrived = self._num_steps = 0
 
     def sequence(self, id: str) -> Sequence:

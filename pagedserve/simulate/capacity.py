@@ -8,8 +8,11 @@ most MOST_REPLICAS replicas, each with its share of the requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.config import SchedulerConfig
@@ -37,7 +40,10 @@ STEADY_S = 40.0  # of arrivals that a rate is tried with
 SPIKE_S = 20.0
 REACH_S = 2.0  # of backlog that autoscaling lets stand
 
+POLICIES: dict[str, Policy] = {"predictive": predictive(REACH_S), "seconds to drain": seconds_to_drain(REACH_S)}
+
 Told = Callable[[str], None]
+Question = tuple[str, dict[str, Any]]  # a method of Planner that gives a Scenario, and its arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ class Planner:
     def __init__(self, machine: Machine, traffic: Traffic, told: Told = lambda line: None) -> None:
         self.machine, self.traffic = machine, traffic
         self.config = replica_config(machine, traffic.slo)
-        self._told = told
+        self.told = told
         self._most = self.config.max_model_len // 2
 
     def run(
@@ -144,7 +150,7 @@ class Planner:
 
     def replica_rate(self) -> float:
         """Requests a second of which one replica serves ON_TIME in time, to 3 %."""
-        self._told("one replica, one user at a time")
+        self.told("one replica, one user at a time")
         alone = self.run(steady(0.01, 3000.0), 1, promises=False).summary().kept_share
         if alone < ON_TIME:
             slo = self.traffic.slo
@@ -155,7 +161,7 @@ class Planner:
         low, high = 0.0, self._ceiling()
         while high - low > 0.03 * high:
             rate = (low + high) / 2
-            self._told(f"one replica at {rate:.3g} requests/s")
+            self.told(f"one replica at {rate:.3g} requests/s")
             # At least two hundred requests, so that 99 % means something, and no more than that needs.
             results = self.run(steady(rate, max(200 / rate, min(STEADY_S, 2000 / rate))), 1, promises=False)
             if results.summary().kept_share >= ON_TIME:
@@ -168,7 +174,7 @@ class Planner:
         """All users on the replicas they need."""
         replicas, share = self._share(needed)
         profile = steady(self.traffic.rate * share, STEADY_S)
-        self._told(f"{self.traffic.users:,} users on {needed} replicas")
+        self.told(f"{self.traffic.users:,} users on {needed} replicas")
         return Scenario("steady", replicas, self.run(profile, replicas, promises=False), profile)
 
     def spiked(self, needed: int, factor: float, *, promises: bool) -> Scenario:
@@ -177,33 +183,29 @@ class Planner:
         rate = self.traffic.rate * share
         profile = spike(rate, factor, at_s=10.0, length_s=SPIKE_S, duration_s=2 * SPIKE_S + 10.0)
         name = "promises on" if promises else "unbounded queue"
-        self._told(f"{factor:g}x for {SPIKE_S:.0f} s, {name}")
+        self.told(f"{factor:g}x for {SPIKE_S:.0f} s, {name}")
         return Scenario(name, replicas, self.run(profile, replicas, promises=promises), profile)
 
     def at_once(self, replicas: int) -> Scenario:
         """Every user within one second, and nobody is sent away."""
-        self._told(f"{self.traffic.users:,} users in one second on {replicas} replicas")
+        self.told(f"{self.traffic.users:,} users in one second on {replicas} replicas")
         profile = steady(self.traffic.users / replicas, 1.0)
         return Scenario("at once", replicas, self.run(profile, 1, promises=False), profile)
 
-    def climb(self, replica_rate: float, start_s: float, policy: Policy, name: str) -> Scenario:
-        """From one replica's load to 3.6 replicas', over twice as long as a replica takes to start."""
+    def climb(self, replica_rate: float, start_s: float, name: str) -> Scenario:
+        """From one replica's load to 3.6 replicas', over twice as long as one takes to start, by POLICIES[name]."""
         climb_s = 2 * start_s
         profile = ramp(replica_rate, 3.6 * replica_rate, climb_s=climb_s, before_s=20.0, after_s=20.0)
         tokens = self.traffic.prompt_mean + self.traffic.output_mean
         scaling = Scaling(
-            Autoscaler(policy, least=2, most=12, down_after_s=120.0),
+            Autoscaler(POLICIES[name], least=2, most=12, down_after_s=120.0),
             start_s,
             replica_rate * tokens,
             every_s=2.0,
             window_s=15.0,
         )
-        self._told(f"a climb from 1 to 3.6 replicas' load in {climb_s:.0f} s, {name}")
+        self.told(f"a climb from 1 to 3.6 replicas' load in {climb_s:.0f} s, {name}")
         return Scenario(name, 2, self.run(profile, 2, promises=False, scaling=scaling), profile)
-
-    def policies(self) -> dict[str, Policy]:
-        """The policies that climb() is tried with."""
-        return {"predictive": predictive(REACH_S), "seconds to drain": seconds_to_drain(REACH_S)}
 
     def _share(self, needed: int) -> tuple[int, float]:
         """Replicas to simulate of those needed, and their share of the requests."""
@@ -215,6 +217,24 @@ class Planner:
         tokens = self.config.max_step_tokens
         step_s = self.machine.cost.ms(StepShape(tokens, 1, 0, 0)) / 1e3
         return 1.2 * tokens / step_s / (self.traffic.prompt_mean + self.traffic.output_mean)
+
+
+def answers(planner: Planner, questions: Sequence[Question], processes: int) -> list[Scenario]:
+    """What each question gives, in their order; on so many processes, which changes nothing but the time it takes."""
+    if processes < 2:
+        return [getattr(planner, name)(**arguments) for name, arguments in questions]
+    scenarios = []
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        parts = planner.machine, planner.traffic
+        for asked in [pool.submit(_answer, *parts, *question) for question in questions]:
+            scenarios.append(asked.result())
+            planner.told(f"simulated: {len(scenarios)} of {len(questions)} scenarios")
+    return scenarios
+
+
+def _answer(machine: Machine, traffic: Traffic, name: str, arguments: dict[str, Any]) -> Scenario:
+    scenario: Scenario = getattr(Planner(machine, traffic), name)(**arguments)
+    return scenario
 
 
 @dataclass(frozen=True, slots=True)

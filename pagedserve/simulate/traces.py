@@ -23,7 +23,7 @@ from os import PathLike
 from typing import Any, overload
 
 from pagedserve.errors import InvalidInput
-from pagedserve.simulate.workload import NO_SLO, UNIQUE_STRIDE, Request, Slo
+from pagedserve.simulate.workload import NO_SLO, Request, Slo, unique_prompt
 
 MOONCAKE_BLOCK_TOKENS = 512
 
@@ -156,9 +156,8 @@ def _azure(lines: Iterable[str]) -> Iterator[Row]:
         yield _date_s(_cell(row, "TIMESTAMP")), *_lengths(number, row, "ContextTokens", "GeneratedTokens")
 
 
-def _lengths(number: int, row: Mapping[str, str | None], prompt: str, output: str) -> tuple[range, int]:
-    length, first = int(float(_cell(row, prompt))), number * UNIQUE_STRIDE
-    return range(first, first + length), int(float(_cell(row, output)))
+def _lengths(number: int, row: Mapping[str, str | None], prompt: str, output: str) -> tuple[Sequence[int], int]:
+    return unique_prompt(number, int(float(_cell(row, prompt)))), int(float(_cell(row, output)))
 
 
 def _cell(row: Mapping[str, str | None], column: str) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pagedserve.errors import InvalidInput
-
-UNIQUE_STRIDE = 1 << 24  # token ids between the prompts of two requests, so that no two share a prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +155,11 @@ def lognormal(mean: float, sigma: float, most: int) -> Lengths:
     return lambda clock: min(max(1, round(clock.lognormvariate(mu, sigma))), most)
 
 
+def unique_prompt(number: int, num_tokens: int) -> Sequence[int]:
+    """A prompt that those of other numbers share no token with."""
+    return array("Q", [number]) * num_tokens
+
+
 def requests(
     arrivals_s: Iterator[float],
     prompt: Lengths,
@@ -168,8 +172,7 @@ def requests(
     """A request at each arrival, with a prompt that no other begins with."""
     clock = random.Random(seed)
     for number, arrival_s in enumerate(arrivals_s):
-        first = number * UNIQUE_STRIDE
-        yield Request(arrival_s, range(first, first + prompt(clock)), output(clock), slo, max_tokens)
+        yield Request(arrival_s, unique_prompt(number, prompt(clock)), output(clock), slo, max_tokens)
 
 
 def with_slo(stream: Iterator[Request], slo: Slo) -> Iterator[Request]:

@@ -16,7 +16,7 @@ SIZE = 4
 
 
 def key(*tokens: int) -> bytes:
-    return array("q", tokens).tobytes()
+    return array("Q", tokens).tobytes()
 
 
 class Filled:
@@ -29,7 +29,7 @@ class Filled:
     def put(self, tokens: list[int], salt: str = "", release: bool = True) -> list[Node]:
         node, nodes, held = None, [], []
         for start in range(0, len(tokens), SIZE):
-            page = self.pages.take()
+            page = self.pages.take()[0]
             held.append(page)
             node = self.cache.extend(node, salt, key(*tokens[start : start + SIZE]), page)
             nodes.append(node)
@@ -44,7 +44,7 @@ class Filled:
         return nodes
 
     def found(self, tokens: list[int], salt: str = "") -> int:
-        nodes, _, partial = self.cache.match(salt, array("q", tokens), len(tokens))
+        nodes, _, partial = self.cache.match(salt, array("Q", tokens), len(tokens))
         return len(nodes) * SIZE + partial
 
     def audit(self) -> None:
@@ -56,7 +56,7 @@ class Filled:
 def test_matches_whole_pages_then_the_tokens_of_one_more() -> None:
     filled = Filled()
     nodes = filled.put(list(range(10)))
-    whole, partial, num_partial = filled.cache.match("", array("q", [0, 1, 2, 3, 4, 5, 6, 99, 8]), 9)
+    whole, partial, num_partial = filled.cache.match("", array("Q", [0, 1, 2, 3, 4, 5, 6, 99, 8]), 9)
     assert (whole, partial, num_partial) == (nodes[:1], nodes[1], 3)
     assert filled.found(list(range(20))) == 10
     assert filled.found([7, 8]) == 0
@@ -65,9 +65,9 @@ def test_matches_whole_pages_then_the_tokens_of_one_more() -> None:
 def test_never_matches_beyond_the_limit() -> None:
     filled = Filled()
     filled.put(list(range(8)))
-    whole, _, num_partial = filled.cache.match("", array("q", range(8)), 7)
+    whole, _, num_partial = filled.cache.match("", array("Q", range(8)), 7)
     assert (len(whole), num_partial) == (1, 3)
-    assert filled.cache.match("", array("q", range(8)), 4)[1:] == (None, 0)
+    assert filled.cache.match("", array("Q", range(8)), 4)[1:] == (None, 0)
 
 
 def test_salts_do_not_see_each_other() -> None:
@@ -117,7 +117,7 @@ def test_evicts_leaves_in_order_of_last_use() -> None:
     filled = Filled()
     for first in (1, 2, 3):
         filled.put([first] * (2 * SIZE))
-    filled.cache.touch(filled.cache.match("", array("q", [1] * 8), 8)[0][-1])
+    filled.cache.touch(filled.cache.match("", array("Q", [1] * 8), 8)[0][-1])
     assert filled.cache.evict(2) == 2
     assert [filled.found([first] * 8) for first in (1, 2, 3)] == [8, 0, 8]
     assert filled.cache.evict(1) == 1
@@ -153,7 +153,7 @@ def test_forgotten_nodes_take_no_children_and_no_length() -> None:
     first, second = filled.put([1] * 6, release=False)
     filled.cache.forget(first)
     assert filled.found([1] * 6) == 0
-    assert filled.cache.extend(first, "", key(2, 2, 2, 2), filled.pages.take()) is None
+    assert filled.cache.extend(first, "", key(2, 2, 2, 2), filled.pages.take()[0]) is None
     assert filled.cache.lengthen(second, key(1, 1, 1)) is None
     filled.cache.forget(first)
     assert not filled.cache._roots

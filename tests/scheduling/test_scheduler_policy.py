@@ -120,7 +120,7 @@ def test_config_names_the_field_that_is_wrong(field: str, value: object, message
         ("t", math.nan, "t must be a finite time"),
         ("prompt", [], "prompt must be at least one token id"),
         ("prompt", [1, -1], r"got \[1, -1\]"),
-        ("prompt", [1 << 63], "prompt must be"),
+        ("prompt", [1 << 64], "prompt must be"),
         ("prompt", "text", "prompt must be"),
         ("prompt", [1.5], "prompt must be"),
         ("prompt", None, "prompt must be"),
