@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bench: `ops` times kernels against peers and the measured roof, `serve` loads the engine and its peers,
 `gates` holds CUDA kernels to their budgets, `gpu` does everything that needs a GPU, `fidelity` sets the simulator
-beside the real engine, `scheduler` counts the scheduler's own work per step."""
+beside the real engine, `simulator` times it and sets its admission beside oracles, `scheduler` counts the scheduler's
+own work per step."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
-    from bench import fidelity, gates, gpu, ops_command, scheduler, serve
+    from bench import fidelity, gates, gpu, ops_command, scheduler, serve, simulator
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -28,16 +29,18 @@ def parser() -> argparse.ArgumentParser:
     gpu.add_arguments(commands.add_parser("gpu", help="everything that needs a GPU, in order of value"))
     fidelity.add_arguments(commands.add_parser("fidelity", parents=[common], help="the simulator beside the engine"))
     scheduler.add_arguments(commands.add_parser("scheduler", help="the scheduler's time and counted work per step"))
+    words = "the simulator's speed, and admission beside oracles"
+    simulator.add_arguments(commands.add_parser("simulator", parents=[common], help=words))
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from bench import fidelity, gates, gpu, ops_command, scheduler, serve
+    from bench import fidelity, gates, gpu, ops_command, scheduler, serve, simulator
 
     args = parser().parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else 180)  # a file has room for whole rows
     runs = {"ops": ops_command.run, "serve": serve.run, "gates": gates.run, "gpu": gpu.run, "fidelity": fidelity.run}
-    runs["scheduler"] = scheduler.run
+    runs |= {"scheduler": scheduler.run, "simulator": simulator.run}
     try:
         return runs[args.command](args, console)
     except KeyboardInterrupt:

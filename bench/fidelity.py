@@ -43,7 +43,8 @@ COLUMNS = {
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
 Real times are taken where the caller stands. error: simulated / real - 1, costs fitted to calibrations before and after
-the workload. fitted on itself: costs fitted to the workload's own steps; what error is left is not the cost's."""
+the workload, as is what passes between caller and engine. fitted on itself: costs fitted to the workload's own steps;
+what error is left is not the cost's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +114,17 @@ def simulated(config: SchedulerConfig, cost: StepLaw, calls: Sequence[Call]) -> 
     return simulate(config, cost, requests, promises=False)
 
 
-def figures(results: Results) -> dict[str, float]:
-    """Waits in milliseconds of all that were served, and the time until the last was, in seconds."""
+def figures(results: Results, around_s: float = 0.0) -> dict[str, float]:
+    """Waits in milliseconds of all that were served, and the time until the last was, in seconds.
+
+    Args:
+        around_s: what waits outside the engine add to the results.
+    """
     served = [i for i, end in enumerate(results.ends) if end in SERVED]
     rows: dict[str, float] = {}
     for name, column in (("TTFT", results.ttfts), ("TPOT", results.tpots), ("E2E", results.totals)):
-        values = [column[i] * 1e3 for i in served if not math.isnan(column[i])]
+        own_s = 0.0 if name == "TPOT" else around_s
+        values = [(column[i] + own_s) * 1e3 for i in served if not math.isnan(column[i])]
         rows[f"{name} mean, ms"] = statistics.fmean(values) if values else math.nan
         rows[f"{name} p50, ms"] = percentile(values, 50)
         rows[f"{name} p99, ms"] = percentile(values, 99)
@@ -126,11 +132,11 @@ def figures(results: Results) -> dict[str, float]:
     return rows
 
 
-def compared(workload: str, real: Results, guessed: Results, own: Results) -> list[dict[str, Any]]:
-    """A row for each figure."""
+def compared(workload: str, real: Results, guessed: Results, own: Results, around_s: float) -> list[dict[str, Any]]:
+    """A row for each figure. around_s: what calibrations say that passes outside the engine."""
     rows = []
     for (metric, truth), guess, best in zip(
-        figures(real).items(), figures(guessed).values(), figures(own).values(), strict=True
+        figures(real).items(), figures(guessed, around_s).values(), figures(own, around_s).values(), strict=True
     ):
         rows.append(
             {
@@ -154,15 +160,17 @@ class Real:
         self._folder = folder
         self._num_runs = 0
 
-    def calibrate(self, seed: int, sizes: Sequence[int] = GROUPS) -> list[MeasuredStep]:
-        """Steps of every size."""
+    def calibrate(self, seed: int, sizes: Sequence[int] = GROUPS) -> tuple[list[MeasuredStep], list[float]]:
+        """Steps of every size, and the seconds that each request spent around the engine."""
+        groups = calibration(self.model.config.vocab_size, seed, sizes)
 
         async def run(engine: Any) -> None:
-            for group in calibration(self.model.config.vocab_size, seed, sizes):
+            for group in groups:
                 rush = Rush("calibration", False, NO_SLO, steady(1.0, 1e-3), group)
                 await run_rush(engine, rush, _params, drain_s=600.0, changed=lambda: None)
 
-        return self._run(run)[1]
+        steps = self._run(run)[1]
+        return steps, [call.around_s for group in groups for call in group if call.around_s is not None]
 
     def load(self, profile: RateProfile, calls: list[Call]) -> tuple[SchedulerConfig, list[MeasuredStep], Results]:
         """A workload to its end."""
@@ -244,16 +252,16 @@ def _measure(
     config = SchedulerConfig(
         num_pages=4096, page_size=16, max_seqs=MAX_SEQS, max_step_tokens=MAX_STEP_TOKENS, max_model_len=2048
     )
-    capacity = capacity_of(config, fit(before).cost)
+    capacity = capacity_of(config, fit(before[0]).cost)
     for index, workload in enumerate(WORKLOADS):
         profile, calls = calls_of(workload, capacity, args.seconds, vocab_size, args.seed + index)
         say(f"{workload.name}: {len(calls)} requests, capacity {capacity:.3g} requests/s")
         config, own, results = real.load(profile, calls)
         say("calibrating")
         after = real.calibrate(args.seed + 1 + index)
-        fitted = fit(before + after)
-        guessed = simulated(config, fitted.cost, calls)
-        rows += compared(workload.name, results, guessed, simulated(config, fit(own).cost, calls))
+        fitted, around_s = fit(before[0] + after[0]), statistics.median(before[1] + after[1])
+        guessed, itself = simulated(config, fitted.cost, calls), simulated(config, fit(own).cost, calls)
+        rows += compared(workload.name, results, guessed, itself, around_s)
         fits.append(fitted)
         before = after
     return rows, fits

@@ -29,6 +29,8 @@ class Call:
         probe: it is the one request that is sent PROBES times.
         end: "" while it is open; else as in simulate.results, or "failed".
         hold_s: for so long after retry_after_s a place is kept.
+        around_s: of its time to the first token, what passed outside the engine: from when it was due to the door, and
+            from the token to here.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Call:
     end: str = ""
     retry_after_s: float | None = None
     hold_s: float | None = None
+    around_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -192,6 +195,9 @@ async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
                     call.last_s = now
                     call.token_ids += delta.token_ids
                 call.end = delta.finish_reason or call.end
+                inside = delta.metrics
+                if inside is not None and inside.first_token_s is not None and call.first_s is not None:
+                    call.around_s = call.first_s - call.due_s - (inside.first_token_s - inside.arrival_s)
     except RequestRejected as error:
         call.end, call.retry_after_s, call.hold_s = error.reason, error.retry_after_s, error.hold_s
     except PagedServeError:

@@ -22,6 +22,7 @@ from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate.cost import StepCurve, hat_weights
 from pagedserve.simulate.hardware import Constant, Machine
 
+STIFFNESS = 20.0
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 
 
@@ -99,9 +100,11 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
         rows.append([*hat_weights(num_tokens, knots), context, pairs, num_seqs])
     truth = [step.period_ms for step in steps]
     weights = [1.0 / value for value in truth]
+    stiff = _straight(steps, knots)
     prices = [0.0] * count
     for _ in range(rounds):
-        prices = _least_squares(rows, truth, weights)
+        extra = [row for row, _ in stiff], [0.0] * len(stiff), [weight for _, weight in stiff]
+        prices = _least_squares(rows + extra[0], truth + extra[1], weights + extra[2])
         guesses = [sum(map(float.__mul__, map(float, row), prices)) for row in rows]
         off = [abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True)]
         typical = max(sorted(off)[len(off) // 2], 1e-6)
@@ -149,6 +152,23 @@ def _knots(steps: Sequence[MeasuredStep]) -> list[float]:
     inner = [knot for knot in chosen if sizes[0] < knot < sizes[-1]]
     ends = {float(sizes[0]), float(sizes[-1])}
     return sorted({*inner, *ends})
+
+
+def _straight(steps: Sequence[MeasuredStep], knots: Sequence[float]) -> list[tuple[list[float], float]]:
+    """Rows, with their weights, that are 0 where each knot lies on the line between its neighbours.
+
+    Decodes are as many tokens as sequences, so steps alone leave open what is whose. Each row counts as STIFFNESS steps
+    that were seen on that line: where many were measured, a corner stays.
+    """
+    rows = []
+    for place in range(1, len(knots) - 1):
+        below, here, above = knots[place - 1 : place + 2]
+        row = [0.0] * (len(knots) + 3)
+        share = (here - below) / (above - below)
+        row[place - 1 : place + 2] = [1.0 - share, -1.0, share]
+        like = min(steps, key=lambda step: abs(step.shape.num_tokens - here))
+        rows.append((row, STIFFNESS**0.5 / like.period_ms))
+    return rows
 
 
 def _least_squares(rows: Sequence[Sequence[float]], truth: Sequence[float], weights: Sequence[float]) -> list[float]:

@@ -29,7 +29,7 @@ def test_errors_are_of_the_simulated_over_the_real():
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
     slow = StepCurve([(tokens, 1.1 * ms) for tokens, ms in COST.knots])
     real, guess = fidelity.simulated(CONFIG, COST, calls), fidelity.simulated(CONFIG, slow, calls)
-    rows = {row["metric"]: row for row in fidelity.compared("steady", real, guess, real)}
+    rows = {row["metric"]: row for row in fidelity.compared("steady", real, guess, real, 0.0)}
     assert {"TTFT p99, ms", "TPOT mean, ms", "E2E mean, ms", "until all are answered, s"} <= rows.keys()
     assert rows["TPOT p50, ms"]["error_percent"] > 5
     assert {row["self_error_percent"] for row in rows.values()} == {0.0}
