@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bench: `ops` times kernels against peers and the measured roof, `serve` loads the engine and its peers,
-`gates` holds CUDA kernels to their budgets, `gpu` does everything that needs a GPU, `fidelity` sets the simulator
-beside the real engine, `simulator` times it and sets its admission beside oracles, `scheduler` counts the scheduler's
-own work per step."""
+`gates` holds CUDA kernels to their budgets, `explain` predicts from their machine code, `gpu` does everything that
+needs a GPU, `fidelity` sets the simulator beside the real engine, `simulator` times it and sets its admission beside
+oracles, `scheduler` counts the scheduler's own work per step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
-    from bench import fidelity, gates, gpu, ops_command, scheduler, serve, simulator
+    from bench import explain, fidelity, gates, gpu, ops_command, scheduler, serve, simulator
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     ops_command.add_arguments(commands.add_parser("ops", parents=[common], help="ops against peers and the roof"))
     serve.add_arguments(commands.add_parser("serve", parents=[common], help="load on the engine and its peers"))
     gates.add_arguments(commands.add_parser("gates", help="registers, spills and instructions of the CUDA kernels"))
+    explain.add_arguments(
+        commands.add_parser("explain", help="what a decode can reach on a GPU, from its machine code")
+    )
     gpu.add_arguments(commands.add_parser("gpu", help="everything that needs a GPU, in order of value"))
     fidelity.add_arguments(commands.add_parser("fidelity", parents=[common], help="the simulator beside the engine"))
     scheduler.add_arguments(commands.add_parser("scheduler", help="the scheduler's time and counted work per step"))
@@ -35,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from bench import fidelity, gates, gpu, ops_command, scheduler, serve, simulator
+    from bench import explain, fidelity, gates, gpu, ops_command, scheduler, serve, simulator
 
     args = parser().parse_args(words)
     console = Console(width=None if sys.stdout.isatty() else 180)  # a file has room for whole rows
     runs = {"ops": ops_command.run, "serve": serve.run, "gates": gates.run, "gpu": gpu.run, "fidelity": fidelity.run}
-    runs |= {"scheduler": scheduler.run, "simulator": simulator.run}
+    runs |= {"scheduler": scheduler.run, "simulator": simulator.run, "explain": explain.run}
     try:
         return runs[args.command](args, console)
     except KeyboardInterrupt:

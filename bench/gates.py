@@ -60,8 +60,9 @@ class Compiled:
     spills: dict[str, int]
 
 
-def compile_file(source: Path, arch: str, build: Path = BUILD) -> Compiled:
-    """The cubin of a launch file, made anew where it or a file that it includes has changed.
+def compile_file(source: Path, arch: str, build: Path = BUILD, flags: Sequence[str] = ()) -> Compiled:
+    """The cubin of a launch file, made anew where it or a file that it includes has changed; other flags need another
+    folder.
 
     Raises:
         BackendUnavailable: there is no nvcc, or the file does not compile.
@@ -74,7 +75,7 @@ def compile_file(source: Path, arch: str, build: Path = BUILD) -> Compiled:
         return Compiled(source.name, arch, cubin, known["compile_s"], known["spills"])
     target = f"-gencode=arch=compute_{arch[3:]},code={arch}"
     before = os.times()
-    words = [tool("nvcc"), *setup_flags(), "-Xptxas=-v", target, "-cubin", "-MD", "-MF", str(listed)]
+    words = [tool("nvcc"), *setup_flags(), *flags, "-Xptxas=-v", target, "-cubin", "-MD", "-MF", str(listed)]
     done = subprocess.run([*words, "-o", str(cubin), str(source)], capture_output=True, text=True)
     after = os.times()
     seconds = after.children_user - before.children_user + after.children_system - before.children_system

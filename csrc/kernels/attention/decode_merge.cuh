@@ -26,26 +26,27 @@ PAGEDSERVE_DEVICE bool ends_strand(const DecodeCall& call, DecodeShared<C>& shar
   return shared.ends_strand != 0;
 }
 
+constexpr int kMergeAhead = 8;  // partials that are read before the first of them is folded
+
 template <int kWarps>
 PAGEDSERVE_DEVICE void merge_partials(const DecodeCall& call, const DecodeTask& task) {
-  constexpr int kAhead = 8;  // partials that are read before the first of them is folded
   const int head_dim = call.p.head_dim;
   for (int row = target::warp_index(); row < task.num_rows; row += kWarps) {
     for (int dim = 4 * target::lane_index(); dim < head_dim; dim += 4 * target::kWarpSize) {
       parts::State total = parts::empty_state();
       parts::Sums sums{};
-      for (int first = 0; first < task.num_partials; first += kAhead) {
-        parts::State states[kAhead];
-        parts::Sums values[kAhead];
+      for (int first = 0; first < task.num_partials; first += kMergeAhead) {
+        parts::State states[kMergeAhead];
+        parts::Sums values[kMergeAhead];
         PAGEDSERVE_UNROLL
-        for (int i = 0; i < kAhead; ++i) {
+        for (int i = 0; i < kMergeAhead; ++i) {
           const int index = first + i < task.num_partials ? first + i : task.num_partials - 1;
           const float* o = call.partial(task.first_partial + index) + static_cast<int64_t>(row) * head_dim + dim;
           states[i] = call.partial_states(task.first_partial + index)[row];
           values[i] = *reinterpret_cast<const parts::Sums*>(o);
         }
         PAGEDSERVE_UNROLL
-        for (int i = 0; i < kAhead; ++i) {
+        for (int i = 0; i < kMergeAhead; ++i) {
           if (first + i >= task.num_partials) break;
           const parts::Parts parts = parts::fold(total, states[i]);
           sums = parts::fold(sums, values[i], parts);
