@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     gpu.add_arguments(commands.add_parser("gpu", help="everything that needs a GPU, in order of value"))
     fidelity.add_arguments(commands.add_parser("fidelity", parents=[common], help="the simulator beside the engine"))
-    scheduler.add_arguments(commands.add_parser("scheduler", help="the scheduler's time and counted work per step"))
+    words = "the scheduler's time and counted work per step"
+    scheduler.add_arguments(commands.add_parser("scheduler", parents=[common], help=words))
     words = "the simulator's speed, and admission beside oracles"
     simulator.add_arguments(commands.add_parser("simulator", parents=[common], help=words))
     return top

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
+from bench import report
 from bench.scheduler_steps import PAGE_SIZE, count_step, decoding, one_step
 
 PROMPT_TOKENS, NUM_STEPS = 512, 400
@@ -83,4 +84,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         table.add_row(*(f"{value:,.4g}" for value in row.values()), "-" if budget is None else str(budget))
     console.print(table)
     console.print(DEFINITIONS)
+    if not args.no_save:
+        sheet = report.Sheet("scheduler", report.sign(args.threads, "python -m bench scheduler"))
+        for row in rows:
+            sheet.add({"bench": "scheduler", **row})
+        console.print(*(f"wrote {file}" for file in sheet.files), sep="\n")
     return int(any(row["median_us"] > BUDGET_US.get(int(row["running"]), float("inf")) for row in rows))

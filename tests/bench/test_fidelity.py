@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench import fidelity
 from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.scheduling.cost import StepShape
+from pagedserve.simulate.calibrate import MeasuredStep, fit
 from pagedserve.simulate.cost import StepCurve
 
 CONFIG = SchedulerConfig(num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=256, max_model_len=2048)
@@ -40,3 +44,10 @@ def test_calibration_meets_batches_of_every_size():
     assert [len(group) for group in groups] == list(fidelity.GROUPS)
     numbers = [call.number for group in groups for call in group]
     assert numbers == list(range(len(numbers)))
+
+
+def test_drift_is_how_much_slower_the_machine_became():
+    shapes = [StepShape(tokens, 1, 100, 0) for tokens in range(1, 200)]
+    before = [MeasuredStep(0.0, shape, COST.ms(shape), COST.ms(shape)) for shape in shapes]
+    after = [dataclasses.replace(step, period_ms=1.1 * step.period_ms) for step in before]
+    assert fidelity.drift(before, after, fit(before + after)) == pytest.approx(0.1, rel=0.01)
