@@ -6,8 +6,7 @@
     metrics.attach(llm)
     prometheus_client.REGISTRY.register(metrics)      # or: metrics.exposition(), the text that a scrape reads
 
-Those that dashboards already read have vLLM's names; those that only this engine has begin with pagedserve. Recording
-costs no package: prometheus_client is imported when the numbers are asked for.
+Names are in exposition.py. Recording costs no package: prometheus_client is imported when the numbers are asked for.
 """
 
 from __future__ import annotations
@@ -15,82 +14,26 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from pagedserve.engine.exposition import Families, Histogram
 from pagedserve.engine.requests import CompletionState, Request
 from pagedserve.errors import InvalidInput, PagedServeError, RequestRejected
 
 FIRST_BUCKETS_S = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
 )
 BETWEEN_BUCKETS_S = (
-    0.005,
-    0.01,
-    0.015,
-    0.02,
-    0.025,
-    0.03,
-    0.04,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    2.5,
+    *(0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
 )
 WHOLE_BUCKETS_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 STEP_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 RATIO_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 DRAIN_WINDOW_S = 30.0  # of steps; what was so long ago counts a third
-
-
-class Histogram:
-    """Counts of values by upper bound, the last without one."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """O(log bounds)."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def cumulative(self) -> list[tuple[str, int]]:
-        """(upper bound, how many are at most that), as Prometheus counts."""
-        running, pairs = 0, []
-        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
-            running += count
-            pairs.append(("+Inf" if bound == math.inf else f"{float(bound)!r}", running))
-        return pairs
 
 
 class Observed(Protocol):
@@ -231,89 +174,36 @@ class EngineMetrics:
 
     def collect(self) -> Iterator[Any]:
         """Metric families, as a prometheus_client registry asks for them."""
-        core = _client("prometheus_client.core")
+        families = Families(_client("prometheus_client.core"), self.model_name)
         seconds_to_drain = self.seconds_to_drain
         with self._lock:
-            yield from list(self._families(core, seconds_to_drain))
-
-    def _families(self, core: Any, seconds_to_drain: float) -> Iterator[Any]:
-        name = [self.model_name]
-
-        def gauge(metric: str, text: str, value: float) -> Any:
-            family = core.GaugeMetricFamily(metric, text, labels=["model_name"])
-            family.add_metric(name, value)
-            return family
-
-        def counter(metric: str, text: str, value: float) -> Any:
-            family = core.CounterMetricFamily(metric, text, labels=["model_name"])
-            family.add_metric(name, value)
-            return family
-
-        def labelled(kind: Any, metric: str, text: str, labels: list[str], values: dict[tuple[str, ...], int]) -> Any:
-            family = kind(metric, text, labels=["model_name", *labels])
-            for key, value in sorted(values.items()):
-                family.add_metric([self.model_name, *key], value)
-            return family
-
-        def counters(metric: str, text: str, labels: list[str], values: dict[tuple[str, ...], int]) -> Any:
-            return labelled(core.CounterMetricFamily, metric, text, labels, values)
-
-        def histogram(metric: str, text: str, values: Histogram) -> Any:
-            family = core.HistogramMetricFamily(metric, text, labels=["model_name"])
-            family.add_metric(name, buckets=values.cumulative(), sum_value=values.total)
-            return family
-
+            recorded = list(self._recorded(families))
+        yield from recorded
+        text = "Time to serve all who are here at the measured rate."
+        yield families.gauge("pagedserve:seconds_to_drain", text, seconds_to_drain)
         if self._engine is not None:
-            now = self._engine.stats()
-            computed = now.prompt_tokens
-            yield gauge("vllm:num_requests_running", "Requests that have a row of the batch.", now.running)
-            yield gauge("vllm:num_requests_waiting", "Requests that wait for one.", now.waiting)
-            reasons = {("capacity",): now.waiting - now.blocked, ("deferred",): now.blocked}
-            text = "Of these, by what they wait for: a row and pages, or the prompt of another."
-            name_by = "vllm:num_requests_waiting_by_reason"
-            yield labelled(core.GaugeMetricFamily, name_by, text, ["reason"], reasons)
-            yield gauge(
-                "vllm:kv_cache_usage_perc", "Share of pages in use; 1 is all.", now.pages_in_use / now.num_pages
-            )
-            yield counter("vllm:num_preemptions", "Requests that gave up their pages.", now.preemptions)
-            yield counter("vllm:prefix_cache_queries", "Prompt tokens looked for.", now.prefix_query_tokens)
-            yield counter("vllm:prefix_cache_hits", "Prompt tokens found computed.", now.prefix_hit_tokens)
-            yield counter("vllm:prompt_tokens", "Prompt tokens computed.", computed)
-            yield counter("vllm:generation_tokens", "Tokens sampled.", now.output_tokens)
-            yield counter(
-                "pagedserve:recomputed_tokens", "Tokens computed again after a preemption.", now.recomputed_tokens
-            )
-            tax = now.recomputed_tokens / computed if computed else 0.0
-            yield gauge("pagedserve:recompute_tax", "Tokens computed again, of all prompt tokens computed.", tax)
-            yield counter("pagedserve:failed_steps", "Steps that failed as a whole.", now.failed_steps)
-            back = {("kept",): now.places_kept, ("broken",): now.places_claimed - now.places_kept}
-            text = "Places of those who came back when they were told to: kept, and given away."
-            yield counters("pagedserve:retry_places", text, ["outcome"], back)
-            yield gauge("pagedserve:ttft_prediction_error", "Of recent first tokens, relative.", now.ttft_error)
-            yield gauge("pagedserve:step_prediction_error", "Of recent steps, relative.", now.step_error)
-            text = "Until everybody who waits has a first token, predicted."
-            yield gauge("pagedserve:seconds_to_first_tokens", text, now.drain_s)
-        yield histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", self.ttft)
-        yield histogram(
-            "pagedserve:predicted_ttft_seconds", "Of the same, what was predicted at arrival.", self.predicted
-        )
-        yield histogram("pagedserve:ttft_actual_over_predicted", "First tokens: actual over predicted.", self.ratio)
-        yield histogram("vllm:request_queue_time_seconds", "Arrival to first step.", self.queue)
-        yield histogram("vllm:inter_token_latency_seconds", "Gaps between tokens.", self.between)
-        yield histogram("vllm:request_time_per_output_token_seconds", "Mean gap of a request.", self.tpot)
-        yield histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", self.whole)
-        yield histogram("vllm:iteration_tokens_total", "Tokens of a step.", self.step_tokens)
+            yield from families.of_engine(self._engine.stats())
+
+    def _recorded(self, families: Families) -> Iterator[Any]:
+        histograms = {
+            "vllm:time_to_first_token_seconds": ("Arrival to first token.", self.ttft),
+            "pagedserve:predicted_ttft_seconds": ("Of the same, what was predicted at arrival.", self.predicted),
+            "pagedserve:ttft_actual_over_predicted": ("First tokens: actual over predicted.", self.ratio),
+            "vllm:request_queue_time_seconds": ("Arrival to first step.", self.queue),
+            "vllm:inter_token_latency_seconds": ("Gaps between tokens.", self.between),
+            "vllm:request_time_per_output_token_seconds": ("Mean gap of a request.", self.tpot),
+            "vllm:e2e_request_latency_seconds": ("Arrival to last token.", self.whole),
+            "vllm:iteration_tokens_total": ("Tokens of a step.", self.step_tokens),
+        }
+        for name, (text, values) in histograms.items():
+            yield families.histogram(name, text, values)
         refused = {(reason,): count for reason, count in self.rejections.items()}
-        yield counters("vllm:admission_rejections", "Requests refused, by reason.", ["reason"], refused)
+        yield families.counter("vllm:admission_rejections", "Requests refused, by reason.", ("reason",), refused)
         ended = {(how,): count for how, count in self.ended_requests.items()}
-        yield counters("pagedserve:requests", "Requests that are over, by how they ended.", ["end"], ended)
+        yield families.counter("pagedserve:requests", "Requests that are over, by how they ended.", ("end",), ended)
         kept = {key: count for key, count in self.promises.items() if count}
-        yield counters(
-            "pagedserve:promises", "Promises kept and broken; a refusal breaks them.", ["promise", "outcome"], kept
-        )
-        yield gauge(
-            "pagedserve:seconds_to_drain", "Time to serve all who are here at the measured rate.", seconds_to_drain
-        )
+        text = "Promises kept and broken; a refusal breaks them."
+        yield families.counter("pagedserve:promises", text, ("promise", "outcome"), kept)
 
 
 def _promises(request: Request) -> dict[str, float | None]:

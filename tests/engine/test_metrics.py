@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from pagedserve.engine.metrics import EngineMetrics, Histogram
+from pagedserve.engine.exposition import Histogram
+from pagedserve.engine.metrics import EngineMetrics
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import InvalidInput
 from tests.engine.engine_fakes import FakeLLM, FakeRunner
