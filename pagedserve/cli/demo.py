@@ -16,6 +16,7 @@ from pagedserve.cli.live import CrowdView, QueueView
 from pagedserve.cli.measure import Answer, Phase, run_phase
 from pagedserve.cli.plot import save_plot
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS, SYSTEM_PROMPT
+from pagedserve.cli.saved import picture_place
 from pagedserve.errors import InvalidInput
 
 NUM_SHOWN = 4  # answers of the crowd that are printed whole
@@ -23,13 +24,7 @@ NUM_SHOWN = 4  # answers of the crowd that are printed whole
 
 def run(args: argparse.Namespace) -> int:
     """Serve, measure, print the table, save the plot and the numbers."""
-    out = Path(args.out)
-    if out.suffix != ".png":
-        raise InvalidInput(f"--out is {args.out!r}; give a path that ends in .png (the .json is put beside it)")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"--out is {args.out!r}, whose folder cannot be made ({error}); give another path") from None
+    out = picture_place(args.out, "the .json is")
     console = Console()
     phases, described = asyncio.run(_serve(args, console))
     _, at_once, one_by_one = phases

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedserve.cli.console import Console, duration
-from pagedserve.cli.saved import finite, save_json
+from pagedserve.cli.saved import finite, picture_place, save_json
 from pagedserve.cli.slo import describe, parse_slo, seconds
 from pagedserve.errors import InvalidInput
 from pagedserve.simulate import hardware
@@ -35,6 +35,8 @@ from pagedserve.simulate.capacity import (
 )
 from pagedserve.simulate.results import Spread
 
+MOST_SPIKE = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -52,12 +54,11 @@ class Plan:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, print, save."""
-    out = Path(args.out)
-    if out.suffix != ".png":
-        raise InvalidInput(f"--out is {args.out!r}; give a path that ends in .png (the .json is put beside it)")
     for name in ("price", "spike", "prompt_tokens", "output_tokens"):
-        if not getattr(args, name) >= 1e-9:
-            raise InvalidInput(f"--{name.replace('_', '-')} is {getattr(args, name)}; give a number above 0")
+        if not 1e-9 <= getattr(args, name) < math.inf:
+            raise InvalidInput(f"--{name.replace('_', '-')} is {getattr(args, name)}; give a finite number above 0")
+    if args.spike > MOST_SPIKE:
+        raise InvalidInput(f"--spike is {args.spike:g}; give a factor up to {MOST_SPIKE:,}: every request is simulated")
     slo = parse_slo(args.slo)
     traffic = Traffic(
         args.users,
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     start_s = seconds(args.start)
     processes = args.processes or min(4, os.cpu_count() or 1)
     machine = _machine(args)
+    out = picture_place(args.out, "the .json is")
     console = Console(to_stderr=args.json)
     began = time.monotonic()
     line = ""
@@ -153,16 +155,17 @@ def _show(plan: Plan, args: argparse.Namespace, start_s: float, console: Console
     console.table(f"{planner.machine.name}: what this plan rests on", ["", "value", "kind", "source"], rows)
     console.print(f"Promise: {describe(traffic.slo)}. Nothing here is measured on a GPU unless its kind says so.")
 
+    needed = f"{plan.needed} {'replica' if plan.needed == 1 else 'replicas'}"
     console.heading(
-        f"{traffic.users:,} users ({traffic.rate:,.1f} requests/s) need {plan.needed} "
-        f"{'replica' if plan.needed == 1 else 'replicas'}: one serves {rate:.3g} requests/s with {ON_TIME:.0%} in time"
+        f"{traffic.users:,} users ({traffic.rate:,.1f} requests/s) need {needed}: one serves "
+        f"{rate:.3g} requests/s with {ON_TIME:.0%} in time"
     )
     scenarios = [
-        (f"steady, {plan.needed} replicas", plan.steady),
+        (f"steady, {needed}", plan.steady),
         (f"{args.spike:g}x for {SPIKE_S:.0f} s, promises on", plan.spikes[0]),
         (f"{args.spike:g}x for {SPIKE_S:.0f} s, unbounded queue", plan.spikes[1]),
         (f"all {traffic.users:,} in one second, 1 replica", plan.at_once[0]),
-        (f"all in one second, {plan.needed} replicas", plan.at_once[1]),
+        (f"all in one second, {needed}", plan.at_once[1]),
         *((f"climb to 3.6x, {scenario.name}", scenario) for scenario in plan.climbs),
     ]
     columns = [
@@ -196,11 +199,11 @@ def _row(name: str, scenario: Scenario) -> list[str]:
     summary = scenario.results.summary()
     return [
         name,
-        f"{summary.kept_share:.1%}",
+        f"{summary.kept_share:.1%}" if summary.arrivals else "nobody came",
         f"{summary.kept_of_served:.1%}" if summary.served else "-",
         f"{duration(summary.ttft_s.p50)} / {duration(summary.ttft_s.p99)}",
         duration(summary.tpot_s.p99),
-        f"{sum(summary.refused.values()) / summary.arrivals:.1%}",
+        f"{sum(summary.refused.values()) / summary.arrivals:.1%}" if summary.arrivals else "-",
         duration(summary.retry_after_s.p50),
         duration(scenario.drained_s),
     ]
@@ -267,7 +270,6 @@ def _scenario(scenario: Scenario) -> dict[str, Any]:
 
 def _save(plan: Plan, numbers: dict[str, Any], out: Path, console: Console) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         save_json(out.with_suffix(".json"), numbers)
         console.print(f"Every number: {out.with_suffix('.json')}")
         from pagedserve.cli.plan_plot import save_plot

@@ -24,7 +24,7 @@ def save_plot(path: Path, promised: Scenario, unbounded: Scenario, climbs: Seque
     with picture(path, title, "", 12) as figure:
         rows = figure.subplots(4, 1)
         spikes = [(promised, AT_ONCE), (unbounded, ONE_BY_ONE)]
-        end = min(max(s.results.end_s for s, _ in spikes), 4 * promised.profile.duration_s)
+        end = min(max(s.results.end_s for s, _ in spikes), 4 * promised.profile.duration_s) or 1.0
         _waits(rows[0], spikes, end)
         _queue(rows[1], spikes, end)
         climbing = list(zip(climbs, COLOURS, strict=False))
@@ -56,7 +56,8 @@ def _waits(axes: Any, scenarios: Sequence[tuple[Scenario, str]], end: float) -> 
     for scenario, colour in scenarios:
         times, middle, tail = waits_over(scenario)
         axes.plot(times, middle, color=colour, linewidth=1.6, label=scenario.name)
-        axes.fill_between(times, middle, tail, color=colour, alpha=0.2, linewidth=0)
+        if times:  # an area of nothing reaches down to 0, which the logarithm refuses
+            axes.fill_between(times, middle, tail, color=colour, alpha=0.2, linewidth=0)
     axes.set_yscale("log")
     axes.set_ylabel("seconds")
     axes.set_xlim(0, end)

@@ -14,6 +14,7 @@ from pagedserve.cli import rush_report, serving
 from pagedserve.cli.console import Console, duration
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS, SYSTEM_PROMPT
 from pagedserve.cli.rush_load import Call, Rush, arrivals, capacity, run_rush
+from pagedserve.cli.saved import picture_place
 from pagedserve.cli.slo import describe, parse_slo
 from pagedserve.errors import InvalidInput
 from pagedserve.simulate.workload import RateProfile, Slo, spike
@@ -26,18 +27,12 @@ MAX_QUEUE = 1024  # where promises are on
 
 def run(args: argparse.Namespace) -> int:
     """Measure the capacity, let the crowd come twice, print the table, save plot, numbers and event logs."""
-    out = Path(args.out)
-    if out.suffix != ".png":
-        raise InvalidInput(f"--out is {args.out!r}; give a path that ends in .png (.json and .log are put beside it)")
     if not args.duration >= 4:
         raise InvalidInput(f"--duration is {args.duration:g}; give at least 4 seconds")
     if not args.spike >= 1:
         raise InvalidInput(f"--spike is {args.spike:g}; give a factor of at least 1")
     slo = parse_slo(args.slo)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"--out is {args.out!r}, whose folder cannot be made ({error}); give another path") from None
+    out = picture_place(args.out, ".json and .log are")
     console = Console()
     rushes, described, rate = asyncio.run(_serve(args, slo, out, console))
     console.table("What the crowd felt", ["", *(rush.name for rush in rushes)], rush_report.rows(rushes))

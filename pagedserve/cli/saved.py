@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedserve.cli.machine import signature
+from pagedserve.errors import InvalidInput
 
 AT_ONCE, ONE_BY_ONE, WAIT, INK, MUTED, GRID = "#0b6e8f", "#d9822b", "#d5dde2", "#22313a", "#5d6f79", "#e4e9ec"
 # On the title's line, where no bar and no curve can be.
@@ -35,6 +37,31 @@ STYLE = {
     "ytick.color": INK,
     "legend.frameon": False,
 }
+
+
+def picture_place(given: str, beside: str) -> Path:
+    """Where --out puts its picture, in a folder that exists and can be written: known before the work, not after it.
+
+    Args:
+        beside: what is written beside it, in words.
+
+    Raises:
+        InvalidInput: it does not end in .png, or nothing can be written there.
+    """
+    out = Path(given)
+    if out.suffix != ".png":
+        raise InvalidInput(f"--out is {given!r}; give a path that ends in .png ({beside} put beside it)")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"--out is {given!r}, and nothing can be written into its folder ({error}); give another path"
+        ) from None
+    if out.is_dir():
+        raise InvalidInput(f"--out is {given!r}, which is a folder; give a path to a file")
+    return out
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

@@ -32,9 +32,9 @@ def check_choices(*, backend: str, kv_dtype: str, prefix_cache: bool) -> None:
     """Refuses what cannot be whatever the model, before one is loaded.
 
     Raises:
-        InvalidInput: there is no such backend or dtype, or prefix_cache is no bool.
+        InvalidInput: there is no such backend or dtype, the backend cannot run a model, or prefix_cache is no bool.
     """
-    ops.check_backend(backend)
+    ops.check_step_backend(backend)
     if kv_dtype not in ("auto", *KV_DTYPES):
         raise InvalidInput(f"kv_dtype is {kv_dtype!r}; supported: auto, {', '.join(KV_DTYPES)}")
     if not isinstance(prefix_cache, bool):

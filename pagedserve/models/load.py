@@ -85,6 +85,11 @@ def load_model(
         path, name = find_model(str(path_or_name)), str(path_or_name).lower()
     source: WeightSource
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{path} holds no config.json; give a Hugging Face folder (config.json, safetensors, tokenizer.json), "
+                f"or a GGUF file itself"
+            )
         config = from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
         tokenizer = tokenizer_from_folder(path)
         source = SafetensorsFolder(path, config)

@@ -20,6 +20,7 @@ from pagedserve.ops.step import (
     StepInputs,
     StepLimits,
     check_backend,
+    check_step_backend,
     step_builder,
 )
 from pagedserve.ops.weight import Weight
@@ -38,6 +39,7 @@ __all__ = [
     "append_kv",
     "backends_of",
     "check_backend",
+    "check_step_backend",
     "copy_pages",
     "decode_workspace_bytes",
     "embed",

@@ -348,6 +348,33 @@ def check_backend(backend: str) -> None:
         raise InvalidInput(f"there is no backend {backend!r}; choose from {', '.join(names)}")
 
 
+# What a model's forward may call, and what follows it.
+STEP_OPS = (
+    *("embed", "rms_norm", "linear", "rope", "append_kv", "paged_prefill", "silu_mul", "gelu_mul", "take_rows"),
+    *("soft_cap", "sample"),
+)
+
+
+def check_step_backend(backend: str, device: str = "cpu") -> None:
+    """Refuses a backend that has not every op of a model's step for tensors of this device type.
+
+    Raises:
+        InvalidInput: the message names what is missing, and the backends that can.
+    """
+    check_backend(backend)
+    has: dict[str, set[str]] = {row.backend: set() for row in TABLE}
+    for row in TABLE:
+        if not row.requirement.devices or device in row.requirement.devices:
+            has[row.backend].add(row.op)
+    missing = [] if backend == "auto" else [op for op in STEP_OPS if op not in has[backend]]
+    if missing:
+        able = ", ".join(name for name, found in has.items() if found.issuperset(STEP_OPS))
+        raise InvalidInput(
+            f"backend {backend!r} cannot run a model on {device} tensors: it has no {', '.join(missing)} for them; "
+            f"choose from auto, {able}"
+        )
+
+
 def step_builder(backend: str, limits: StepLimits, device: str | torch.device = "cpu") -> StepBuilder:
     """The builder of a backend: its own where it records programs, `EagerStep` otherwise.
 

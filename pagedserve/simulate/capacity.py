@@ -125,7 +125,7 @@ class Planner:
         told: called with a line before each simulation.
 
     Raises:
-        InvalidInput: no load at all is served in time.
+        InvalidInput: no load at all is served in time, or prompts or outputs are longer than the machine holds.
     """
 
     def __init__(self, machine: Machine, traffic: Traffic, told: Told = lambda line: None) -> None:
@@ -133,6 +133,12 @@ class Planner:
         self.config = replica_config(machine, traffic.slo)
         self.told = told
         self._most = self.config.max_model_len // 2
+        for name, mean in (("prompt", traffic.prompt_mean), ("output", traffic.output_mean)):
+            if mean > self._most:
+                raise InvalidInput(
+                    f"the mean {name} is {mean:,.0f} tokens; on {machine.name} a request holds "
+                    f"{self.config.max_model_len:,}, and {name}s are simulated up to half of that, {self._most:,}"
+                )
 
     def run(
         self, profile: RateProfile, replicas: int, *, promises: bool = True, scaling: Scaling | None = None

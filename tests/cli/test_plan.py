@@ -10,10 +10,12 @@ import pytest
 from cli_fakes import saved_by
 
 from pagedserve.cli import main
-from pagedserve.cli.plan import shape_of
+from pagedserve.cli.plan import _row, shape_of
+from pagedserve.cli.plan_plot import save_plot
 from pagedserve.cli.slo import describe, parse_slo, seconds
 from pagedserve.errors import InvalidInput
-from pagedserve.simulate.hardware import find_model
+from pagedserve.simulate.capacity import Planner, Traffic
+from pagedserve.simulate.hardware import find_gpu, find_model, roofline
 from pagedserve.simulate.workload import Slo
 
 SMALL = [
@@ -67,13 +69,28 @@ def test_plan_end_to_end(tmp_path, capsys):
         (["--slo", "ttft=1us"], "even for one user at a time"),
         (["--model", "llama-3-70b", "--weights", "bf16"], "take fp8 weights or a larger GPU"),
         (["--out", "plan.jpg"], "ends in .png"),
+        (["--out", "file/plan.png"], "give another path"),
         (["--price", "0"], "above 0"),
+        (["--spike", "inf"], "finite number"),
+        (["--spike", "1e9"], "a factor up to 1,000"),
+        (["--prompt-tokens", "1e9"], "the mean prompt is 1,000,000,000 tokens"),
         (["--steps", "none.log"], "cannot be read"),
     ],
 )
-def test_plan_refuses_with_words(words, says, tmp_path, capsys):
+def test_plan_refuses_with_words(words, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
     assert main([*SMALL, "--out", str(tmp_path / "plan.png"), *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_time_in_which_nobody_comes_has_a_row_and_a_plot(tmp_path):
+    machine = roofline(find_model("llama-3-8b", "fp8"), find_gpu("l40s"))
+    nobody = Planner(machine, Traffic(1, 1e6, Slo(3.0))).steady_load(1)
+    assert nobody.results.summary().arrivals == 0
+    assert _row("steady", nobody)[1:6] == ["nobody came", "-", "- / -", "-", "-"]
+    save_plot(tmp_path / "plan.png", nobody, nobody, (nobody,), "nobody")
+    assert (tmp_path / "plan.png").exists()
 
 
 def test_a_folder_gives_its_shape(tmp_path):

@@ -155,6 +155,10 @@ def test_the_event_log_replays(tiny, tmp_path):
         ({"memory_bytes": 100}, "one page of this model takes"),
         ({"max_seqs": 64, "max_step_tokens": 63}, "give at least max_seqs"),
         ({"backend": "nonsense"}, "there is no backend 'nonsense'; choose from auto, .*reference"),
+        (
+            {"backend": "cuda"},
+            "'cuda' cannot run a model on cpu tensors: it has no embed, .*auto, cpu, reference",
+        ),
         ({"kv_dtype": "float64"}, "kv_dtype is 'float64'; supported: auto, float32, bfloat16"),
         ({"prefix_cache": 1}, "prefix_cache is 1; give True or False"),
         ({"seed": 0.5}, "seed is 0.5"),

@@ -119,3 +119,8 @@ def test_tensors_beyond_the_model_are_refused(make_gguf):
     quantised = make_gguf(tensors={"output_norm.weight": (np.zeros(34, np.uint8), gguf.GGMLQuantizationType.Q8_0)})
     with pytest.raises(ModelError, match="norms and biases are F32"):
         load_model(quantised)
+
+
+def test_a_folder_that_is_no_model_is_told_so(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config\.json; give a Hugging Face folder"):
+        load_model(tmp_path)
