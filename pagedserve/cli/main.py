@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _open_missing_streams()
     args = _parser().parse_args(argv)
     try:
         code = importlib.import_module(f"pagedserve.cli.{args.command}").run(args)
@@ -40,9 +41,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped", file=sys.stderr)
         return EXIT_INTERRUPT
     except BrokenPipeError:
-        # Whoever read our words has left; the interpreter's own flush at exit must not fail on them again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_words()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # a full disk behind stdout: commands name the files that they open themselves
+        _discard_words()
+        print(f"pagedserve {args.command}: cannot go on: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _open_missing_streams() -> None:
+    """Nothing to read, and a place for words, where the process was started with streams closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _discard_words() -> None:
+    """Where nobody takes what is still to be written, the interpreter's own flush at exit must not fail on it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

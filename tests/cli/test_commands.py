@@ -12,7 +12,7 @@ import time
 import pytest
 
 from pagedserve.cli import main
-from pagedserve.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERRUPT
+from pagedserve.cli.main import EXIT_BROKEN_PIPE, EXIT_ERROR, EXIT_INTERRUPT
 
 SLOW_WORDS = " ".join(["sleep", *(f"word{i}" for i in range(100))])
 
@@ -116,6 +116,23 @@ def test_generate_ends_when_nobody_reads(fake_program):
     assert time.monotonic() - began < 3  # a hundred words take five seconds
     assert "Traceback" not in errors
     assert "Exception" not in errors
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("argv", [["generate", "one two"], ["explain", "soft_cap"]], ids=lambda argv: argv[0])
+def test_a_full_disk_is_one_line(made, capsys, monkeypatch, argv):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(argv) == EXIT_ERROR
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"pagedserve {argv[0]}: cannot go on: [Errno 28]")
+
+
+@pytest.mark.parametrize("argv, code", [(["generate", "-"], EXIT_ERROR), (["generate", "one two"], 0), (["chat"], 0)])
+def test_streams_that_were_closed_are_nothing_to_read_and_nowhere_to_write(made, monkeypatch, argv, code):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    assert main(argv) == code
 
 
 def test_chat_ctrl_c_stops_the_answer_and_not_the_program(fake_program):
