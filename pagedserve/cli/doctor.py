@@ -130,9 +130,12 @@ def _backends(problems: list[str]) -> Iterator[str]:
     for row in registry.TABLE:
         by_backend.setdefault(row.backend, []).append(row)
     num_ops = len({row.op for row in registry.TABLE})
+    sees_gpu = importlib.import_module("torch").cuda.is_available()
     able = 0
     for backend, rows in by_backend.items():
         reasons = {reason for row in rows for reason in _import_refusals(row)}
+        if not sees_gpu and all(row.requirement.devices == ("cuda",) for row in rows):
+            reasons.add(f"its {len(rows)} of {num_ops} ops run on a GPU, and torch sees none")
         able += not reasons
         yield f"{backend:18} {f'runs {len(rows)} of {num_ops} ops' if not reasons else f'cannot: {min(reasons)}'}"
     if not able:

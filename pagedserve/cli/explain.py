@@ -97,8 +97,9 @@ class Call:
             for name, entry in self._tensors.items():
                 if not getattr(entry, "optional", False) or name in self._dtypes or self._scales(name):
                     arguments[name] = self._tensor(entry)
-        except RuntimeError as error:
-            raise InvalidInput(f"the tensors of this call cannot be made here ({error}); give smaller sizes") from None
+        except (RuntimeError, TypeError, MemoryError) as error:  # TypeError: a size beyond 64 bits
+            reason = str(error).partition("\n")[0]
+            raise InvalidInput(f"the tensors of this call cannot be made here ({reason}); give smaller sizes") from None
         return {**arguments, **self._values, **{k: self._sizes[k] for k in self._scalars if k in self._sizes}}
 
     def _scales(self, name: str) -> bool:
@@ -153,9 +154,8 @@ class Call:
         if name == "kv_lens":
             return sizes["kv_len"]
         if name == "page_table":
-            return (
-                torch.arange(sizes["num_seqs"] * sizes["max_pages"]).reshape(sizes["num_seqs"], -1) % sizes["num_pages"]
-            )
+            shape = sizes["num_seqs"], sizes["max_pages"]
+            return torch.arange(shape[0] * shape[1]).reshape(shape) % max(sizes["num_pages"], 1)
         if name == "q_starts":
             return torch.arange(sizes["num_seqs"] + 1) * sizes["q_len"]
         return None
@@ -194,8 +194,8 @@ def _weight(format: str, shape: list[int]) -> Any:
 
 
 def _whole(key: str, text: str) -> int:
-    if not text.isdecimal():
-        raise InvalidInput(f"{key} is {text!r}; give a whole number, 0 or above")
+    if not text.isdecimal() or len(text) > 18:
+        raise InvalidInput(f"{key} is {text!r}; give a whole number from 0 to 18 digits")
     return int(text)
 
 

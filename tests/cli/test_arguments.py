@@ -29,6 +29,8 @@ REFUSED = [
     (["explain", "paged_decode", "--shape", "head_dim=12"], "multiples of 8"),
     (["explain", "paged_decode", "--shape", "q=int8"], "q cannot be int8; it can be float32"),
     (["explain", "paged_decode", "--shape", "window=wide"], "window is 'wide'"),
+    (["explain", "paged_decode", "--shape", "kv_len=99999999999999999"], "give smaller sizes"),
+    (["explain", "paged_decode", "--shape", f"kv_len={'9' * 5000}"], "give a whole number"),
 ]
 
 

@@ -33,6 +33,15 @@ def test_doctor_reports_every_part(model_present, capsys):
     assert out.endswith("pagedserve demo can run here\n")
 
 
+@pytest.mark.parametrize("sees", [False, True])
+def test_doctor_says_which_backends_want_a_gpu(model_present, monkeypatch, capsys, sees):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sees)
+    main(["doctor"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert ("ops run on a GPU, and torch sees none" in lines["cuda"]) is not sees
+    assert "GPU" not in lines["cuda-emulated"]
+
+
 def test_doctor_without_the_model_or_the_extension(monkeypatch, capsys):
     monkeypatch.setattr(
         load, "PACKAGED", {"smollm2-135m-instruct": load.PackagedModel("no_such_package", "f", "do so")}
@@ -115,6 +124,7 @@ def test_explain_counts_the_call_that_is_described(capsys):
         ["k_pages=int4"],
         ["q_len=3", "tree_mask=yes", "sinks=yes", "window=64", "soft_cap=30"],
         ["page_size=1", "kv_len=0"],
+        ["num_seqs=0"],
     ],
 )
 def test_explain_takes_what_attention_takes(shape, capsys):
