@@ -118,6 +118,8 @@ def _add_rush(parser: argparse.ArgumentParser) -> None:
         metavar="PROMISE",
         help="as ttft=1s,tpot=50ms (default: ttft=2s,tpot=200ms)",
     )
+    returns = "how often somebody who is sent away comes back (default: 1)"
+    parser.add_argument("--returns", type=int, default=1, metavar="N", help=returns)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the crowd (default: 0)")
     parser.add_argument("--out", default="out/rush.png", metavar="PNG", help="the plot; .json and .log beside it")
     _add_model(parser)

@@ -13,7 +13,7 @@ from typing import Any
 from pagedserve.cli import rush_report, serving
 from pagedserve.cli.console import Console, duration
 from pagedserve.cli.prompts import FIRST_PROMPT, PROMPTS, SYSTEM_PROMPT
-from pagedserve.cli.rush_load import Call, Rush, arrivals, capacity, run_rush
+from pagedserve.cli.rush_load import Call, Rush, arrivals, capacity, oracle_share, run_rush
 from pagedserve.cli.saved import picture_place
 from pagedserve.cli.slo import describe, parse_slo
 from pagedserve.errors import InvalidInput
@@ -31,10 +31,13 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput(f"--duration is {args.duration:g}; give at least 4 seconds")
     if not args.spike >= 1:
         raise InvalidInput(f"--spike is {args.spike:g}; give a factor of at least 1")
+    if not args.returns >= 0:
+        raise InvalidInput(f"--returns is {args.returns}; give 0 or more")
     slo = parse_slo(args.slo)
     out = picture_place(args.out, ".json and .log are")
     console = Console()
     rushes, described, rate = asyncio.run(_serve(args, slo, out, console))
+    rushes[0].oracle_share = oracle_share(rushes[0], _log(out, rushes[0].name))
     console.table("What the crowd felt", ["", *(rush.name for rush in rushes)], rush_report.rows(rushes))
     console.print(rush_report.DEFINITIONS)
     _save(args, rushes, out, described, rate, console)
@@ -62,7 +65,8 @@ async def _serve(args: argparse.Namespace, slo: Slo, out: Path, console: Console
                     f"capacity, measured: {rate:.3g} requests/s; the crowd comes at {BASE_SHARE:.0%} of it, and "
                     f"{args.spike:g} times that from second {at_s:.0f} on, for {length_s:.0f} s"
                 )
-            rush = Rush(name, promises, slo, profile, arrivals(profile, prompts, probe, args.seed))
+            calls = arrivals(profile, prompts, probe, args.seed)
+            rush = Rush(name, promises, slo, profile, calls, returns=args.returns)
             rushes.append(rush)
             console.heading(f"{name}: {len(rush.calls)} requests in {duration(phase_s)}")
             await _phase(engine, rush, phase_s, console)

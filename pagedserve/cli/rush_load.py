@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pagedserve.cli.measure import Engine, Sample, timed, watching
-from pagedserve.errors import PagedServeError, RequestRejected
+from pagedserve.errors import InvalidInput, PagedServeError, RequestRejected
+from pagedserve.simulate.calibrate import fit, read_steps
+from pagedserve.simulate.oracle import compare
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import RateProfile, Request, Slo, lognormal
 
 PROBES = 10
-RETURNS = 1  # how often somebody who is sent away comes back
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Rush:
     recomputed_tokens: int = 0
     places_claimed: int = 0
     places_kept: int = 0
+    returns: int = 1  # how often somebody who is sent away comes back
+    oracle_share: float = math.nan  # of all arrivals that an oracle would have answered in time
 
     def results(self) -> Results:
         """What became of everybody, for the figures."""
@@ -166,7 +171,7 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
     """One user: who is sent away with a time comes back after it."""
     while True:
         await _ask(engine, call, make_params(call), began)
-        if call.retry_after_s is None or call.attempt >= RETURNS:
+        if call.retry_after_s is None or call.attempt >= rush.returns:
             return
         due_s = time.perf_counter() - began + call.retry_after_s
         if due_s > rush.profile.duration_s:
@@ -202,6 +207,21 @@ async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
         call.end, call.retry_after_s, call.hold_s = error.reason, error.retry_after_s, error.hold_s
     except PagedServeError:
         call.end = "failed"
+
+
+def oracle_share(rush: Rush, log: Path) -> float:
+    """What an oracle would have kept of a phase's arrivals, simulated on the steps of its own log; NaN without such."""
+    try:
+        config, steps = read_steps(log)
+        cost = fit(steps).cost
+    except InvalidInput:
+        return math.nan
+    calls = [call for call in rush.calls if not call.attempt]
+
+    def stream() -> Iterator[Request]:
+        return (Request(call.due_s, call.prompt, call.max_tokens, rush.slo) for call in calls)
+
+    return compare(config, cost, stream).oracle
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,10 @@ Arrivals: requests by the clock (open loop); nobody waits to ask because others 
 TTFT: first token - when the request was due. TPOT: (last token - first token) / (tokens - 1) of each request with two
 tokens or more (vLLM's bench serve; AIPerf calls it inter-token latency). Percentiles are of the requests served.
 In time: served, with TTFT and TPOT as promised. Goodput: requests in time / seconds of arrivals, and as a share of all
-that arrived, those sent away included, each counted once, at its first attempt.
-Sent away: refused at the door or in the queue, with the Retry-After they were told. Came back: after that, once.
+that arrived, those sent away included, each counted once, at its first attempt. An oracle: the best bound of the queue
+in hindsight, or a queue that knows how fast it will drain; simulated, on the steps that this run measured. It keeps no
+place for who comes back: to stand beside it, run with --returns 0.
+Sent away: refused at the door or in the queue, with the Retry-After they were told. Came back: after that.
 A place is kept for 2 s from the time that was told; got it: was admitted.
 Consistency: the same greedy request ten times, evenly spread; its wait is from its first attempt to its first token."""
 
@@ -40,6 +42,8 @@ def rows(rushes: Sequence[Rush]) -> list[list[str]]:
     return [
         each("arrivals", lambda s: f"{s.arrivals:,}"),
         each("goodput, of all arrivals", lambda s: f"{s.kept_share:.1%}"),
+        ["... an oracle's", *("-" if math.isnan(r.oracle_share) else f"{r.oracle_share:.1%}" for r in rushes)],
+        each("... in the end, those who came back too", lambda s: f"{(s.kept + s.came_back_kept) / s.arrivals:.1%}"),
         each("goodput, requests/s", lambda s: f"{s.goodput_per_s:.3g}"),
         each("served", lambda s: f"{s.served:,}"),
         each("... of these in time", lambda s: f"{s.kept_of_served:.1%}" if s.served else "-"),
@@ -93,6 +97,7 @@ def _phase(rush: Rush) -> dict[str, Any]:
         "served": summary.served,
         "kept": summary.kept,
         "kept_share": summary.kept_share,
+        "oracle_share": rush.oracle_share,
         "goodput_per_s": summary.goodput_per_s,
         "refused": dict(summary.refused),
         "came_back": summary.came_back,

@@ -13,11 +13,15 @@ from cli_fakes import FakeAsyncEngine, saved_by
 
 from pagedserve.cli import main, rush_report
 from pagedserve.cli import rush as rush_command
-from pagedserve.cli.rush_load import PROBES, Call, Rush, arrivals, capacity, consistency, run_rush
+from pagedserve.cli.rush_load import PROBES, Call, Rush, arrivals, capacity, consistency, oracle_share, run_rush
 from pagedserve.engine.outputs import Delta
 from pagedserve.engine.sampling import SamplingParams
 from pagedserve.errors import RequestRejected
-from pagedserve.simulate.workload import Slo, steady
+from pagedserve.eventlog.codec import encode, encode_header
+from pagedserve.scheduling.config import SchedulerConfig
+from pagedserve.simulate.cluster import Cluster
+from pagedserve.simulate.cost import StepCurve
+from pagedserve.simulate.workload import Request, Slo, steady
 
 
 class Door:
@@ -134,6 +138,20 @@ def test_consistency_counts_waits_from_the_first_attempt_and_compares_tokens():
     assert (same.least_s, same.median_s, same.most_s) == (pytest.approx(0.1), 0.5, 3.0)
 
 
+def test_an_oracle_is_asked_on_the_steps_of_the_log(tmp_path):
+    config = SchedulerConfig(num_pages=512, page_size=16, max_seqs=4, max_step_tokens=64, max_model_len=512)
+    profile, log = steady(30.0, 4.0), tmp_path / "rush.log"
+    calls = [call(i, t) for i, t in enumerate(profile.arrivals(1))]
+    rush = Rush("phase", True, Slo(0.5), profile, calls)
+    assert math.isnan(oracle_share(rush, log))
+    lines = [encode_header(config) + "\n"]
+    law = StepCurve([(1, 100.0), (64, 150.0)])
+    cluster = Cluster(config, law, on_event=lambda record, made: lines.append(encode(record, made) + "\n"))
+    real = cluster.run(Request(c.due_s, c.prompt, c.max_tokens, rush.slo) for c in calls).summary()
+    log.write_text("".join(lines))
+    assert real.kept_share - 0.05 < oracle_share(rush, log) < 1
+
+
 def test_rush_end_to_end(made, tmp_path, capsys, monkeypatch):
     async def measured(*_):
         return 20.0
@@ -170,6 +188,7 @@ def test_the_line_while_it_runs():
         (["--out", "rush.gif"], "ends in .png"),
         (["--duration", "1"], "at least 4 seconds"),
         (["--spike", "0.5"], "at least 1"),
+        (["--returns", "-1"], "0 or more"),
         (["--slo", "soon"], "--slo is 'soon'"),
     ],
 )
