@@ -222,3 +222,4 @@ inline const char* error_text(int error) { return error ? pagedserve_emulator_er
 
 #include "emu_hopper.h"
 #include "emu_numbers.h"
+#include "emu_wgmma.h"

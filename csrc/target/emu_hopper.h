@@ -2,8 +2,7 @@
 // emu_hopper.h: what sm_90 adds, emulated. Included by emu.h; meanings stand in cuda_hopper.cuh.
 //
 // Bulk copies land while somebody waits for their mbarrier, in any order, and are an agent of their own for the race
-// detector. A product of a warp group is computed when it is waited for, and reads shared memory then; its accumulators
-// are NaN until then. What is not checked: wgmma_fence and fence_async_proxy may be missing.
+// detector.
 #pragma once
 
 namespace pagedserve::target {
@@ -35,12 +34,13 @@ struct BulkCopy {
 };
 // One warp's 16 rows of a product.
 struct GroupProduct {
-  float* d[32];
-  float before[32][32];
+  std::vector<void*> d;       // [32, n / 2], where each lane keeps its f32 results
+  std::vector<float> before;  // what they were
   uint64_t a, b;
+  uint32_t a_registers[32][4];
   Half type;
   int first_row, n;
-  bool a_is_mn, b_is_mn, accumulates, continues;  // continues: d is what a product before it leaves
+  bool a_in_registers, a_is_mn, b_is_mn, accumulates, continues;  // continues: d is what a product before it leaves
 };
 struct GroupQueue {
   std::vector<GroupProduct> open;
@@ -195,128 +195,6 @@ inline void mbarrier_wait(uint64_t* key, int parity, const Site& site) {
   acquire(phase_object(key, parity & 1));
 }
 
-// ---- products of a warp group ----
-
-PAGEDSERVE_EMU_INTERNAL inline uint64_t describe_tile(const void* tile, uint32_t next_64_bytes, const Site& site) {
-  Hidden hidden;
-  check_shared("describe_tile", tile, 1024, 1024, site);
-  return static_cast<uint64_t>(shared_address(tile) >> 4) | static_cast<uint64_t>(next_64_bytes >> 4) << 16 |
-         64ull << 32 | 1ull << 62;
-}
-// Element (row of the product, k) of the matrix that a descriptor tells of.
-inline float element_of(uint64_t descriptor, int row, int k, bool is_mn, Half type) {
-  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
-  const uint32_t next_8 = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
-  const uint32_t next_64 = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4;
-  uint32_t at = is_mn ? start + k / 8 * next_8 + row / 64 * next_64 + k % 8 * 128 + row % 64 * 2
-                      : start + row / 8 * next_8 + row % 8 * 128 + k * 2;
-  at ^= (at >> 7 & 7) << 4;
-  return float_of(*static_cast<const volatile uint16_t*>(shared_pointer(at)), type);
-}
-
-struct GroupCall {
-  int n;
-  uint64_t a, b;
-  Half type;
-  bool a_is_mn, b_is_mn, accumulates;
-};
-PAGEDSERVE_EMU_INTERNAL inline void start_product(float* d, const GroupCall& call, const Site& site) {
-  Hidden hidden;
-  Lane& lane = self();
-  if (call.n != 8 && call.n != 16 && call.n != 32 && call.n != 64) {
-    fail("launch", "wgmma_m64k16 with " + std::to_string(call.n) + " columns; there are 8, 16, 32 and 64", site);
-  }
-  if (call.a >> 62 != 1 || call.b >> 62 != 1) fail("launch", "only descriptors of describe_tile are emulated", site);
-  uint64_t* in = lane.warp->in[lane.lane];
-  in[0] = reinterpret_cast<uint64_t>(d);
-  in[1] = call.a;
-  in[2] = call.b;
-  const int first_row = lane.thread / 32 % 4 * 16;
-  collective(kAllLanes, "wgmma_m64k16", site, false, [&](Warp& warp) {
-    ++machine.counters.matrix_products;
-    GroupProduct product{};
-    product.a = call.a;
-    product.b = call.b;
-    product.type = call.type;
-    product.n = call.n;
-    product.first_row = first_row;
-    product.a_is_mn = call.a_is_mn;
-    product.b_is_mn = call.b_is_mn;
-    product.accumulates = call.accumulates;
-    GroupQueue& queue = hopper().queues[&warp];
-    float* const first = reinterpret_cast<float*>(warp.in[0][0]);
-    for (const GroupProduct& other : queue.open) product.continues = product.continues || other.d[0] == first;
-    for (const auto& group : queue.groups) {
-      for (const GroupProduct& other : group) product.continues = product.continues || other.d[0] == first;
-    }
-    for (int i = 0; i < 32; ++i) {
-      if (warp.in[i][1] != call.a || warp.in[i][2] != call.b) {
-        fail("divergent-warp", "wgmma_m64k16: lanes give different descriptors", site);
-      }
-      product.d[i] = reinterpret_cast<float*>(warp.in[i][0]);
-      memcpy(product.before[i], product.d[i], sizeof(float) * static_cast<size_t>(call.n / 2));
-      for (int j = 0; j < call.n / 2; ++j) product.d[i][j] = NAN;
-    }
-    queue.open.push_back(product);
-  });
-}
-PAGEDSERVE_EMU_INTERNAL inline void commit_products(const Site& site) {
-  Hidden hidden;
-  collective(kAllLanes, "wgmma_commit", site, false, [](Warp& warp) {
-    GroupQueue& queue = hopper().queues[&warp];
-    queue.groups.push_back(std::move(queue.open));
-    queue.open.clear();
-  });
-}
-// Reads shared memory, as the lane's own reads.
-inline void read_operands(const GroupProduct& product, float (&a)[16][16], float (&b)[64][16]) {
-  for (int k = 0; k < 16; ++k) {
-    for (int m = 0; m < 16; ++m)
-      a[m][k] = element_of(product.a, product.first_row + m, k, product.a_is_mn, product.type);
-    for (int n = 0; n < product.n; ++n) b[n][k] = element_of(product.b, n, k, product.b_is_mn, product.type);
-  }
-}
-PAGEDSERVE_EMU_INTERNAL inline void finish_product(const GroupProduct& product, const float (&a)[16][16],
-                                                   const float (&b)[64][16]) {
-  Hidden hidden;
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < product.n / 2; ++i) {
-      const int m = lane / 4 + (i & 2 ? 8 : 0), n = i / 4 * 8 + lane % 4 * 2 + (i & 1);
-      float sum = product.continues ? product.d[lane][i] : product.before[lane][i];
-      if (!product.accumulates) sum = 0;
-      for (int k = 0; k < 16; ++k) sum += a[m][k] * b[n][k];
-      product.d[lane][i] = sum;
-    }
-  }
-}
-PAGEDSERVE_EMU_INTERNAL inline bool next_group(int pending, std::vector<GroupProduct>& group) {
-  Hidden hidden;
-  auto& groups = hopper().queues[self().warp].groups;
-  if (static_cast<int>(groups.size()) <= pending) return false;
-  group = std::move(groups.front());
-  groups.erase(groups.begin());
-  return true;
-}
-inline void wait_for_products(int pending, const Site& site) {
-  static constexpr const char* kWord = "wgmma_wait";
-  {
-    Hidden hidden;
-    collective(kAllLanes, kWord, site, false, [](Warp&) {});
-  }
-  if (self().lane == 0) {
-    std::vector<GroupProduct> group;
-    while (next_group(pending, group)) {
-      for (const GroupProduct& product : group) {
-        float a[16][16], b[64][16];
-        read_operands(product, a, b);
-        finish_product(product, a, b);
-      }
-    }
-  }
-  Hidden hidden;
-  collective(kAllLanes, kWord, site, false, [](Warp&) {});
-}
-
 }  // namespace pagedserve::emulator
 
 namespace pagedserve::target {
@@ -350,22 +228,6 @@ inline int make_tensor_map_2d(TensorMap* map, const void* base, uint64_t width, 
   *map = {base, width, height, pitch_bytes, box_height};
   const bool aligned = reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch_bytes % 16 == 0;
   return aligned && box_height >= 1 && box_height <= 256 ? 0 : 1;
-}
-
-inline uint64_t describe_tile(const void* tile, uint32_t next_64_bytes = 16, Site site = Site::here()) {
-  return emulator::describe_tile(tile, next_64_bytes, site);
-}
-inline void wgmma_fence() {}
-inline void wgmma_commit(Site site = Site::here()) { emulator::commit_products(site); }
-template <int kPending>
-void wgmma_wait(Site site = Site::here()) {
-  emulator::wait_for_products(kPending, site);
-}
-template <class T, Major kMajorA = Major::kK, Major kMajorB = Major::kK, int kCount>
-void wgmma_m64k16(float (&d)[kCount], uint64_t a, uint64_t b, bool accumulate = true, Site site = Site::here()) {
-  static_assert(std::is_same<T, BF16>::value || std::is_same<T, F16>::value, "wgmma multiplies bf16 or f16");
-  constexpr emulator::Half kType = std::is_same<T, BF16>::value ? emulator::Half::kBF16 : emulator::Half::kF16;
-  emulator::start_product(d, {2 * kCount, a, b, kType, kMajorA == Major::kMN, kMajorB == Major::kMN, accumulate}, site);
 }
 
 template <int N>

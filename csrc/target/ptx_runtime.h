@@ -166,6 +166,23 @@ inline void copy_bulk(char* shared, const char* global, uint32_t bytes, char* mb
   target::copy_bulk(shared, global, bytes, mbarrier_of(mbarrier), site);
 }
 
+// ---- products of a warp group: d are the registers that receive the results; a is null where descriptor_a counts ----
+
+struct GroupLayout {
+  bool a_is_mn, b_is_mn;
+};
+template <class T, int kCount>
+void group_product(void* const (&d)[kCount], const uint32_t* a, uint64_t descriptor_a, uint64_t descriptor_b,
+                   GroupLayout layout, bool accumulate, Site site = Site::here()) {
+  constexpr emulator::Half kType = std::is_same<T, BF16>::value ? emulator::Half::kBF16 : emulator::Half::kF16;
+  emulator::start_product(
+      d, {2 * kCount, a, descriptor_a, descriptor_b, kType, layout.a_is_mn, layout.b_is_mn, accumulate}, site);
+}
+inline void commit_products(Site site = Site::here()) { emulator::commit_products(site); }
+inline void wait_for_products(uint32_t pending, Site site = Site::here()) {
+  emulator::wait_for_products(static_cast<int>(pending), site);
+}
+
 // ---- barriers ----
 
 inline void block_sync(uint32_t id, uint32_t threads, Site site = Site::here()) {

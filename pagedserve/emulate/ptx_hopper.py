@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PTX of sm_90: mbarriers in shared memory, and bulk copies that complete on them."""
+"""PTX of sm_90: mbarriers in shared memory, bulk copies that complete on them, products of warp groups."""
 
 from __future__ import annotations
 
 from pagedserve.emulate.ptx_case import Case, Handler
 
 SHARED = "shared shared::cta b64"
+ELEMENT = {"bf16": "ptx::BF16", "f16": "ptx::F16"}
 
 
 def init(case: Case) -> str:
@@ -37,10 +38,50 @@ def bulk(case: Case) -> str:
     return f"ptx::copy_bulk({operands}, {case.address(3, 'shared')});"
 
 
+def group_product(case: Case) -> str:
+    """wgmma.mma_async of 16-bit elements: B, and A where it is not in registers, by a descriptor of shared memory."""
+    shape = next((word for word in case.words if word.startswith("m64n") and word.endswith("k16")), "")
+    case.allow(f"mma_async sync aligned {shape}")
+    registers, a_registers = case.vector(0), case.operands[1].startswith("{")
+    total, a, b = case.types if len(case.types) == 3 else ("", "", "")
+    if not shape or total != "f32" or a != b or a not in ELEMENT:
+        raise case.fail("a warp group's product of this shape or these types is not known to the translator")
+    if 2 * len(registers) != int(shape[4:-3]) or len(case.operands) != (7 if a_registers else 8):
+        raise case.fail(f"{shape} takes n / 2 registers of results, a and b, and what follows them")
+    if case.operands[4:6] != ("1", "1"):
+        raise case.fail("a warp group's product of negated matrices is not known to the translator")
+    places = ", ".join(f"&{case.symbol(name).cpp}" for name in registers)
+    given = f"const uint32_t a[] = {case.array(1, 'b32')};" if a_registers else "const uint32_t* const a = nullptr;"
+    descriptors = f"{'0' if a_registers else case.read(1, 'b64')}, {case.read(2, 'b64')}"
+    layout = ", ".join(["false"] * a_registers + [case.read(place, "pred") for place in range(6, len(case.operands))])
+    call = f"ptx::group_product<{ELEMENT[a]}>(d, a, {descriptors}, {{{layout}}}, {case.read(3, 'pred')});"
+    return f"void* const d[] = {{{places}}}; {given} {call}"
+
+
+def group_fence(case: Case) -> str:
+    """Orders registers and shared memory before products: here both are read as the program has them."""
+    case.allow("fence sync aligned")
+    return ";"
+
+
+def group_commit(case: Case) -> str:
+    case.allow("commit_group sync aligned")
+    return "ptx::commit_products();"
+
+
+def group_wait(case: Case) -> str:
+    case.allow("wait_group sync aligned")
+    return f"ptx::wait_for_products({case.read(0, 'u32')});"
+
+
 HANDLERS: dict[str, Handler] = {
     "mbarrier.init": init,
     "mbarrier.arrive": arrive,
     "mbarrier.try_wait": wait,
     "mbarrier.test_wait": wait,
     "cp.async.bulk.shared::cluster": bulk,
+    "wgmma.mma_async": group_product,
+    "wgmma.fence": group_fence,
+    "wgmma.commit_group": group_commit,
+    "wgmma.wait_group": group_wait,
 }

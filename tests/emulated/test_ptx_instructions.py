@@ -167,6 +167,8 @@ def test_a_module_is_read():
 
 # ---- what is refused ----
 
+GROUP = "wgmma.mma_async.sync.aligned.m64n8k16.f32"
+
 
 @pytest.mark.parametrize(
     "line, message",
@@ -182,6 +184,9 @@ def test_a_module_is_read():
         ("call.uni (%r0), other, (%r0);", "a call that was not inlined"),
         ("membar.everywhere;", "membar with .everywhere"),
         ("add.s32 %r0, %r0;", "add takes 3 operands"),
+        (f"{GROUP}.f16.f16 {{%r0, %r0, %r0, %r0}}, 0, 0, 1, 1, -1, 0, 0;", "product of negated matrices"),
+        (f"{GROUP}.e4m3.e4m3 {{%r0, %r0, %r0, %r0}}, 0, 0, 1, 1, 1;", "this shape or these types"),
+        (f"{GROUP}.bf16.bf16 {{%r0, %r0}}, 0, 0, 1, 1, 1, 0, 0;", r"takes n / 2 registers"),
     ],
 )
 def test_what_is_not_known_stops_with_its_line(line, message):
