@@ -69,9 +69,9 @@ class PageAllocator:
 
     def keep(self, page: int) -> None:
         """The prefix cache becomes one more holder of a page that a sequence holds."""
-        if self._kept[page]:
-            raise InvalidInput(f"page {page} is in the prefix cache already")
-        self.share(page)
+        if self._kept[page] or not self._holders[page]:
+            raise InvalidInput(f"page {page} is free or in the prefix cache already")
+        self._holders[page] += 1
         self._kept[page] = 1
 
     def drop(self, page: int) -> None:
