@@ -39,8 +39,8 @@ ALWAYS_INLINE Vec add_product(const Bf16Pair* q, const Bf16Pair* keys, Vec sum) 
 }
 
 // logits[r, j] = q[r] . keys[j]
-template <class T, int kRows>
-ALWAYS_INLINE void dot_block(const Bf16* q, int width, const T* const (&keys)[kBlockTokens], int head_dim,
+template <class T, int kRows, class Dim>
+ALWAYS_INLINE void dot_block(const Bf16* q, int width, const T* const (&keys)[kBlockTokens], Dim head_dim, Ahead& ahead,
                              float* logits) {
   Vec sums[kRows][kBlockTokens];
   UNROLL
@@ -59,6 +59,7 @@ ALWAYS_INLINE void dot_block(const Bf16* q, int width, const T* const (&keys)[kB
   Pairs k[kBlockTokens];
   int d = 0;
   for (; d + kPair <= head_dim; d += kPair) {
+    ahead.read(bytes_of<T>(kBlockTokens * kPair));
     UNROLL
     for (int j = 0; j < kBlockTokens; ++j) k[j] = load_pairs(keys[j] + d);
     add(d, k);
@@ -68,21 +69,18 @@ ALWAYS_INLINE void dot_block(const Bf16* q, int width, const T* const (&keys)[kB
     for (int j = 0; j < kBlockTokens; ++j) k[j] = load_pairs(keys[j] + d, head_dim - d);
     add(d, k);
   }
-  UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    store_sums(logits + r * kLogitStride, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
-  }
+  store_sums(logits, kLogitStride, sums);
 }
 
-inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead ahead, Bf16Pair* tile) {
+inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; t += kLanes, tile += width / 2 * kLanes) {
     const Bf16* rows[kLanes];
     for (int j = 0; j < kLanes; ++j) {
       rows[j] = reinterpret_cast<const Bf16*>(keys[smaller(t + j, num_tokens - 1)]);
-      if (t + j < num_tokens) ahead.fetch(t + j);
     }
     for (int d = 0; d < width; d += kPair) {
+      ahead.read(bytes_of<Bf16>(kLanes * kPair));
       Vec pairs[kLanes];
       for (int j = 0; j < kLanes; ++j) pairs[j] = _mm512_castsi512_ps(load_pairs(rows[j] + d, head_dim - d));
       transpose(pairs);
@@ -100,12 +98,10 @@ ALWAYS_INLINE void unpack(Pairs even, Pairs odd, Pairs& low, Pairs& high) {
   high = _mm512_unpackhi_epi16(even, odd);
 }
 
-inline void narrow_in_place(float* row, Span seen) {
-  Bf16* narrow = reinterpret_cast<Bf16*>(row);
-  for (int t = seen.begin / kLanes * kLanes; t < seen.end; t += kLanes) {
-    const __m256bh weights = _mm512_cvtneps_pbh(load(row + t));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(narrow + t), reinterpret_cast<__m256i>(weights));
-  }
+// Over logits that have been read.
+ALWAYS_INLINE void store_narrow(float* row, int t, Vec weights) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<Bf16*>(row) + t),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(weights)));
 }
 
 // Pairs of values straight from their rows: of tokens t and t + 1, t even.
@@ -114,7 +110,6 @@ struct PagedValues {
   int begin, head_dim;
 
   ALWAYS_INLINE const Bf16* row(int t) const { return reinterpret_cast<const Bf16*>(rows[t - begin]); }
-  ALWAYS_INLINE void fetch(int t, Ahead ahead) const { ahead.fetch(t - begin), ahead.fetch(t + 1 - begin); }
   ALWAYS_INLINE void load(int t, int d, Pairs& low, Pairs& high) const {
     unpack(load_pairs(row(t) + d), load_pairs(row(t + 1) + d), low, high);
   }
@@ -134,7 +129,6 @@ struct StagedValues {
   int begin, width;
 
   ALWAYS_INLINE const Bf16Pair* pair(int t, int d) const { return tile + (t - begin) / 2 * width + d; }
-  ALWAYS_INLINE void fetch(int, Ahead) const {}
   ALWAYS_INLINE void load(int t, int d, Pairs& low, Pairs& high) const {
     low = load_pairs(pair(t, d)), high = load_pairs(pair(t, d) + kLanes);
   }
@@ -146,13 +140,13 @@ struct StagedValues {
   }
 };
 
-inline void stage_values(const char* const* values, Span tokens, int head_dim, Ahead ahead, Bf16Pair* tile) {
+inline void stage_values(const char* const* values, Span tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
   const PagedValues source{values, tokens.begin, head_dim};
   const int width = padded(head_dim);
   for (int t = tokens.begin / 2 * 2; t < tokens.end; t += 2, tile += width) {
     const bool whole = t >= tokens.begin && t + 1 < tokens.end;
-    for (int i = larger(t, tokens.begin); i < smaller(t + 2, tokens.end); ++i) ahead.fetch(i - tokens.begin);
     for (int d = 0; d < width; d += kPair) {
+      ahead.read(bytes_of<Bf16>(2 * kPair));
       Pairs low, high;
       if (whole) {
         source.load(t, d, head_dim - d, low, high);
@@ -171,11 +165,14 @@ ALWAYS_INLINE uint32_t weight_bits(const Bf16* weights, int t) {
   return bits;
 }
 
-// o[r, :] += weights[r, t] values[t, :] for the whole pairs from begin to end; kPairs vectors of a row, the last with
-// `tail` elements.
-template <int kRows, int kPairs, class Values>
-inline void add_weighted_pairs(const Bf16* weights, const Values& values, int begin, int end, int first, int tail,
-                               Ahead ahead, float* o, int width) {
+// o[r, first..] += weights[r, t] values[t, first..] for the whole pairs from begin to end; kPairs vectors of a row.
+template <int kRows, int kPairs, class Values, class Dim>
+inline void add_weighted_pairs(const Bf16* weights, const Values& values, int begin, int end, int first, Dim head_dim,
+                               Ahead& ahead, float* o) {
+  const int width = padded(head_dim), left = head_dim - first - (kPairs - 1) * kPair;
+  const int tail = head_dim % kPair == 0 ? kPair : smaller(left, kPair);  // of the last vector
+  o += first;
+  Ahead here = ahead;
   Vec sums[kRows][2 * kPairs];
   UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -183,7 +180,7 @@ inline void add_weighted_pairs(const Bf16* weights, const Values& values, int be
     for (int i = 0; i < 2 * kPairs; ++i) sums[r][i] = load(o + r * width + i * kLanes);
   }
   for (int t = begin; t < end; t += 2) {
-    values.fetch(t, ahead);
+    here.read(bytes_of<Bf16>(2 * kPairs * kPair));
     Pairs v[2 * kPairs];
     UNROLL
     for (int i = 0; i + 1 < kPairs; ++i) values.load(t, first + i * kPair, v[2 * i], v[2 * i + 1]);
@@ -204,6 +201,7 @@ inline void add_weighted_pairs(const Bf16* weights, const Values& values, int be
     UNROLL
     for (int i = 0; i < 2 * kPairs; ++i) store(o + r * width + i * kLanes, sums[r][i]);
   }
+  ahead = here;
 }
 
 // o += weight of token t times its value, in t's pair with a weight of 0.
@@ -220,21 +218,17 @@ inline void add_single(const Bf16* weights, const Values& values, int t, int wid
 }
 
 // o[r, :] += sum over `tokens` of weights[r, t] values[t, :], for at most kSumRows rows; one row where an end is odd.
-template <class Values>
-inline void sum_pairs(const Bf16* weights, int num_rows, const Values& values, Span tokens, int head_dim, Ahead ahead,
+template <class Values, class Dim>
+inline void sum_pairs(const Bf16* weights, int num_rows, const Values& values, Span tokens, Dim head_dim, Ahead& ahead,
                       float* o) {
   const int width = padded(head_dim), begin = tokens.begin + tokens.begin % 2, end = tokens.end / 2 * 2;
   if (begin != tokens.begin) add_single(weights, values, tokens.begin, width, o);
   if (begin < end) {
     with_count<kSumRows>(num_rows, [&](auto rows) {
       for (int d = 0; d < head_dim; d += kSumPairs * kPair) {
-        const int left = smaller(kSumPairs * kPair, head_dim - d);
-        const int pairs = static_cast<int>(ceil_div(left, kPair));
-        with_count<kSumPairs>(pairs, [&](auto count) {
-          add_weighted_pairs<rows.value, count.value>(weights, values, begin, end, d, left - (pairs - 1) * kPair, ahead,
-                                                      o + d, width);
+        with_count<kSumPairs>(smaller(kSumPairs, (width - d) / kPair), [&](auto count) {
+          add_weighted_pairs<rows.value, count.value>(weights, values, begin, end, d, head_dim, ahead, o);
         });
-        ahead.rows = nullptr;
       }
     });
   }

@@ -73,7 +73,6 @@ class Plan {
   int64_t partial_floats() const { return partial_floats_; }
   int partial_stride() const { return partial_stride_; }  // floats of one row: a State, and o from kLanes on
   int max_rows() const { return larger(staged_rows_, kRowsTogether); }
-  int max_heads() const { return heads_together_; }
 
   // Task number n; numbers asked for on one Plan must rise. Long ones come first, so that threads end together.
   Task task(int64_t n) {

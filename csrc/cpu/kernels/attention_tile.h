@@ -17,15 +17,15 @@ namespace {
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 
 template <class T>
-inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead ahead, float* tile) {
+inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; t += kLanes, tile += width * kLanes) {
     const T* rows[kLanes];
     for (int j = 0; j < kLanes; ++j) {
       rows[j] = reinterpret_cast<const T*>(keys[smaller(t + j, num_tokens - 1)]);
-      if (t + j < num_tokens) ahead.fetch(t + j);
     }
     for (int d = 0; d < width; d += kPair) {
+      ahead.read(bytes_of<T>(kLanes * kPair));
       Vec a[kLanes], b[kLanes];
       for (int j = 0; j < kLanes; ++j) load_pair(at(rows[j], d), a[j], b[j], head_dim - d);
       transpose(a);
@@ -39,12 +39,12 @@ inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ah
 }
 
 template <class T>
-inline void stage_values(const char* const* values, int num_tokens, int head_dim, Ahead ahead, float* tile) {
+inline void stage_values(const char* const* values, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; ++t, tile += width) {
     const T* row = reinterpret_cast<const T*>(values[t]);
-    ahead.fetch(t);
     for (int d = 0; d < width; d += kPair) {
+      ahead.read(bytes_of<T>(kPair));
       Vec a, b;
       load_pair(at(row, d), a, b, head_dim - d);
       store(tile + d, a);

@@ -31,9 +31,7 @@ namespace pagedserve::cpu {
 namespace {
 
 constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
-constexpr int kAheadBytes = 8192;  // fetched before they are needed; 4 to 16 KiB do as well
-constexpr int kMaxAhead = 64;      // rows
-constexpr Ahead kNothingAhead{nullptr, 0, 0};
+constexpr int kFirstBytes = 8192;  // fetched before anything is computed
 
 inline int64_t element_bytes(DType dtype) {
   switch (dtype) {
@@ -68,10 +66,11 @@ struct Scratch {
   float *q, *logits, *o, *total_o, *key_tile, *value_tile, *key_factors, *value_scales;
   State *states, *totals;
   Span* spans;              // [rows] tokens of the sequence
-  const char** addresses;   // of the rows in reading order: keys, values, the next split's keys
+  const char** addresses;   // of the keys or values that are read
   const char** value_rows;  // of value_tile
+  const char** pieces;      // to fetch, of two stretches
 
-  size_t carve(void* base, int rows, int heads, int width) {
+  size_t carve(void* base, int rows, int width) {
     Carver carver(base);
     q = carver.take<float>(rows * width);
     logits = carver.take<float>(rows * kLogitStride);
@@ -79,13 +78,14 @@ struct Scratch {
     total_o = carver.take<float>(rows * width);
     key_tile = carver.take<float>(kSplit * width);
     value_tile = carver.take<float>(kSplit * width);
-    key_factors = carver.take<float>(heads * kLogitStride);
-    value_scales = carver.take<float>(heads * kLogitStride);
+    key_factors = carver.take<float>(kLogitStride);
+    value_scales = carver.take<float>(kLogitStride);
     states = carver.take<State>(rows);
     totals = carver.take<State>(rows);
     spans = carver.take<Span>(rows);
-    addresses = carver.take<const char*>(3 * kSplit * heads + kMaxAhead);
+    addresses = carver.take<const char*>(kSplit);
     value_rows = carver.take<const char*>(kSplit);
+    pieces = carver.take<const char*>(2 * kSplit * ceil_div(width * sizeof(float), kPieceBytes));
     return carver.used();
   }
 };
@@ -147,16 +147,14 @@ class Attention {
   // Attends to the task's splits; folds them and writes the rows, or leaves every split's partial.
   void attend(const Task& task, float* partials, int partial_stride) {
     begin(task);
-    const char** next = list_keys(task.splits.begin, x_.addresses);
-    const int num_first = static_cast<int>(next - x_.addresses);
-    for (int i = 0; i < smaller(num_first, ahead_rows(p_.k)); ++i) {
-      Ahead{x_.addresses, 0, static_cast<int>(row_bytes(p_.k))}.fetch(i);
-    }
+    Ahead ahead = next_ahead();
+    ahead.read(kFirstBytes);
     stage_queries();
     for (int split = task.splits.begin; split < task.splits.end; ++split) {
-      if (split > task.splits.begin) next = carry_keys(next);
-      next = attend_split(split, next);
-      task.partials < 0 ? fold_split() : keep_split(split, partials + task.partials, partial_stride);
+      for (head_ = 0; head_ < task.num_heads; ++head_) {
+        attend_split(split, ahead);
+        task.partials < 0 ? fold_split() : keep_split(split, partials + task.partials, partial_stride);
+      }
     }
     if (task.partials < 0) write();
   }
@@ -180,6 +178,7 @@ class Attention {
     task_ = task;
     seq_ = sequence(p_, task.seq);
     pages_ = p_.page_table + task.seq * p_.page_table_stride;
+    num_read_ = num_fetched_ = 0;
     for (int r = 0; r < num_rows(); ++r) {
       x_.spans[r] = visible(p_, seq_, query(r));
       x_.totals[r] = {-kInfinity, 0};
@@ -195,10 +194,6 @@ class Attention {
   int64_t row_bytes(const KvPages& kv) const {
     return kv.dtype == DType::kI4 ? p_.head_dim / 2 : p_.head_dim * element_bytes(kv.dtype);
   }
-  int ahead_rows(const KvPages& kv) const {
-    return static_cast<int>(smaller<int64_t>(kMaxAhead, larger<int64_t>(4, kAheadBytes / row_bytes(kv))));
-  }
-
   // The tokens of a split that any row of the task sees.
   Span tokens(int split) const {
     const int begin = larger(split * kSplit, x_.spans[0].begin);
@@ -208,48 +203,66 @@ class Attention {
   // Where tokens that are read for all rows before the next end: never between a pair of tokens.
   static int run_end(int token, int end) { return smaller((token / kDirectTokens + 1) * kDirectTokens, end); }
 
-  // Addresses in reading order: for each run of tokens those of the first head, then those of the next.
-  const char** list(const KvPages& kv, Span tokens, const char** out) const {
-    for (int t = tokens.begin, end; t < tokens.end; t = end) {
-      end = run_end(t, tokens.end);
-      for (int head = task_.kv_head; head < task_.kv_head + task_.num_heads; ++head) {
-        out = list_run(kv, {t, end}, head, out);
-      }
-    }
-    return out;
-  }
-
-  const char** list_run(const KvPages& kv, Span tokens, int head, const char** out) const {
-    const int64_t size = element_bytes(kv.dtype), step = kv.token_stride * size;
-    int page = tokens.begin / p_.page_size, in_page = tokens.begin % p_.page_size;
+  // Calls body(page run's first row, rows) for each run of tokens of a head that lie in one page.
+  template <class Body>
+  void for_each_run(const KvPages& kv, Span tokens, int head, const Body& body) const {
+    const int page_size = p_.page_size;
+    const int64_t size = element_bytes(kv.dtype), page_step = kv.page_stride * size, step = kv.token_stride * size;
+    const char* data = static_cast<const char*>(kv.data) + head * kv.head_stride * size;
+    const int32_t* page = pages_ + tokens.begin / page_size;
+    int in_page = tokens.begin % page_size;
     for (int left = tokens.end - tokens.begin; left > 0; ++page, in_page = 0) {
-      const int count = smaller(left, p_.page_size - in_page);
-      const int64_t element = pages_[page] * kv.page_stride + in_page * kv.token_stride + head * kv.head_stride;
-      const char* first = static_cast<const char*>(kv.data) + element * size;
-      for (int i = 0; i < count; ++i) out[i] = first + i * step;
-      out += count, left -= count;
+      const int count = smaller(left, page_size - in_page);
+      body(data + *page * page_step + in_page * step, count);
+      left -= count;
     }
+  }
+
+  // The addresses of a head's rows.
+  void list(const KvPages& kv, Span tokens) const {
+    const int64_t step = kv.token_stride * element_bytes(kv.dtype);
+    const char** out = x_.addresses;
+    for_each_run(kv, tokens, task_.kv_head + head_, [&](const char* first, int count) {
+      for (int i = 0; i < count; ++i) *out++ = first + i * step;
+    });
+  }
+
+  // A task reads keys and values of its first head, then of the next, split by split.
+  int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
+  const KvPages& pages_of(int stretch) const { return stretch % 2 == 0 ? p_.k : p_.v; }
+  Span tokens_of(int stretch) const { return tokens(task_.splits.begin + stretch / (2 * task_.num_heads)); }
+
+  const char** list_stretch(int stretch, const char** out) const {
+    const KvPages& kv = pages_of(stretch);
+    const int head = task_.kv_head + stretch / 2 % task_.num_heads;
+    const int64_t step = kv.token_stride * element_bytes(kv.dtype);
+    const int64_t bytes = row_bytes(kv);
+    for_each_run(kv, tokens_of(stretch), head,
+                 [&](const char* first, int count) { out = list_pieces(first, count, step, bytes, out); });
     return out;
   }
 
-  const char** list_keys(int split, const char** out) const {
-    return split < task_.splits.end ? list(p_.k, tokens(split), out) : out;
-  }
-
-  // Brings the keys listed last to the front.
-  const char** carry_keys(const char** end) const {
-    const char** begin = x_.addresses + 2 * num_listed();
-    memmove(x_.addresses, begin, (end - begin) * sizeof(*begin));
-    return x_.addresses + (end - begin);
+  // What to fetch while the next stretch is read: a stretch further on, and one more until that is kAheadBytes off.
+  Ahead next_ahead() {
+    const int stretch = num_read_++;
+    if (stretch >= num_stretches()) return {};
+    // Tiles want most of the second cache.
+    const int64_t bytes = staged() ? 1 : kAheadBytes;
+    const int distance = static_cast<int>(ceil_div(bytes, kSplit * row_bytes(p_.k)));
+    const int last = smaller(stretch + distance, num_stretches() - 1);
+    const char** end = x_.pieces;
+    for (int i = 0; i < 2 && num_fetched_ <= last; ++i) end = list_stretch(num_fetched_++, end);
+    const int count = tokens_of(stretch).end - tokens_of(stretch).begin;
+    int64_t read = count * row_bytes(pages_of(stretch));
+    if (stretch % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
+    return Ahead(x_.pieces, end, read);
   }
 
   void gather_scales(const KvPages& kv, Span tokens, float factor, float* out) const {
-    for (int head = task_.kv_head; head < task_.kv_head + task_.num_heads; ++head, out += kLogitStride) {
-      for (int t = tokens.begin; t < tokens.end; ++t) {
-        const int64_t page = pages_[t / p_.page_size];
-        out[t - origin_] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
-                                              head * kv.scale_head_stride];
-      }
+    for (int t = tokens.begin; t < tokens.end; ++t) {
+      const int64_t page = pages_[t / p_.page_size];
+      out[t - origin_] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
+                                            (task_.kv_head + head_) * kv.scale_head_stride];
     }
   }
 
@@ -290,76 +303,58 @@ class Attention {
   }
 
   void fold_split() {
-    for (int r = 0; r < num_rows(); ++r) {
-      fold(x_.states[r], x_.o + r * width_, width_, x_.totals[r], x_.total_o + r * width_);
+    for (int r = 0; r < task_.num_rows; ++r) {
+      const int row = head_ * task_.num_rows + r;
+      fold(x_.states[r], x_.o + r * width_, width_, x_.totals[row], x_.total_o + row * width_);
     }
   }
 
   void keep_split(int split, float* partials, int partial_stride) const {
     partials += static_cast<int64_t>(split - task_.first_split) * task_.num_rows * partial_stride;
-    for (int r = 0; r < num_rows(); ++r) {
-      float* to = partials + r / task_.num_rows * task_.head_partials + r % task_.num_rows * partial_stride;
-      memcpy(to, &x_.states[r], sizeof(State));
-      memcpy(to + kLanes, x_.o + r * width_, width_ * sizeof(float));
+    partials += head_ * task_.head_partials;
+    for (int r = 0; r < task_.num_rows; ++r, partials += partial_stride) {
+      memcpy(partials, &x_.states[r], sizeof(State));
+      memcpy(partials + kLanes, x_.o + r * width_, width_ * sizeof(float));
     }
   }
 
-  // Fills states and o from the split whose keys are listed up to `end`; returns the end of the next split's.
-  const char** attend_split(int split, const char** end) {
+  // Fills states and o of the split and head; `ahead` is that of its keys, and then that of the next ones.
+  void attend_split(int split, Ahead& ahead) {
     const Span span = tokens(split);
     origin_ = split * kSplit;
     num_tokens_ = span.end - span.begin;
-    end = list(p_.v, span, end);
-    end = list_keys(split + 1, end);
-    const char* last = end[-1];
-    for (int i = 0; i < kMaxAhead; ++i) end[i] = last;
-
-    const bool staged = task_.num_rows > kDirectRows;
     const int first = span.begin - origin_;
-    const Ahead ahead{x_.addresses, ahead_rows(p_.k), static_cast<int>(row_bytes(p_.k))};
-    const Ahead value_ahead{x_.addresses + num_listed(), ahead_rows(p_.v), static_cast<int>(row_bytes(p_.v))};
-    memset(x_.o, 0, num_rows() * width_ * sizeof(float));
-    if (in_pairs_) {
-      attend_in_pairs(span, staged, ahead, value_ahead);
-      return end;
-    }
+    const float* q = x_.q + head_ * task_.num_rows * width_;
+    memset(x_.o, 0, task_.num_rows * width_ * sizeof(float));
+    list(p_.k, span);
+    if (in_pairs_) return attend_in_pairs(span, ahead);
     with_kv_type(p_.k.dtype, [&](auto type) {
       using T = decltype(type);
-      if (!staged) return dot_direct<T>(x_.q, first, ahead);
+      if (!staged()) return dot_direct<T>(q, first, p_.head_dim, ahead);
       stage_keys<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.key_tile);
-      dot_staged<float>(x_.q, x_.key_tile, width_, first);
+      dot_staged<float>(q, x_.key_tile, width_, first);
     });
-    weigh(span);
+    weigh(span, ahead, [](float* row, int t, Vec weights) { store(row + t, weights); });
+    list(p_.v, span);
+    ahead = next_ahead();
     with_kv_type(p_.v.dtype, [&](auto type) {
-      staged ? sum_staged<decltype(type)>(first, value_ahead) : sum_direct<decltype(type)>(first, value_ahead);
+      staged() ? sum_staged<decltype(type)>(first, ahead) : sum_direct<decltype(type)>(first, ahead);
     });
-    return end;
+    ahead = next_ahead();
   }
 
-  int num_listed() const { return num_tokens_ * task_.num_heads; }
+  bool staged() const { return task_.num_rows > kDirectRows; }
 
-  // Calls body(run, first row, listed before it) for each run of tokens of each head, as they are listed.
-  template <class Body>
-  void for_each_run(Span tokens, const Body& body) const {
-    int listed = 0;
-    for (int t = tokens.begin, end; t < tokens.end; t = end) {
-      end = run_end(t, tokens.end);
-      for (int head = 0; head < task_.num_heads; ++head, listed += end - t) {
-        body(Span{t, end}, head * task_.num_rows, listed);
+  template <class T, class Q, class Dim>
+  void dot_direct(const Q* q, int first, Dim head_dim, Ahead& ahead) {
+    for (int t = first, end; t < first + num_tokens_; t = end) {
+      end = run_end(t, first + num_tokens_);
+      Ahead none;
+      for (int r = 0; r < task_.num_rows; r += kBlockRows) {
+        dot_rows<T>(q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + (t - first), end - t,
+                    head_dim, r == 0 ? ahead : none, x_.logits + r * kLogitStride + t);
       }
     }
-  }
-
-  template <class T, class Q>
-  void dot_direct(const Q* q, int first, Ahead ahead) {
-    for_each_run({first, first + num_tokens_}, [&](Span run, int first_row, int listed) {
-      Ahead here = ahead.from(listed);
-      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kBlockRows) {
-        dot_rows<T>(q + r * width_, smaller(kBlockRows, end - r), x_.addresses + listed, run.end - run.begin,
-                    p_.head_dim, here, x_.logits + r * kLogitStride + run.begin);
-        here.rows = nullptr;
-      }
-    });
   }
 
   // Of a key tile whose rows, like those of q, have `width` elements.
@@ -387,102 +382,111 @@ class Attention {
   }
   int tree_begin() const { return seq_.kv_len - seq_.q_len - origin_; }
 
-  void weigh(Span span) {
+  template <class Store>
+  void weigh(Span span, Ahead& ahead, const Store& store_weights) {
     const bool key_scales = p_.k.scales != nullptr, value_scales = p_.v.scales != nullptr;
     if (key_scales) gather_scales(p_.k, span, p_.scale, x_.key_factors);
     if (value_scales) gather_scales(p_.v, span, 1, x_.value_scales);
-    for (int r = 0; r < num_rows(); ++r) {
-      const int head = r / task_.num_rows * kLogitStride;
+    for (int r = 0; r < task_.num_rows; ++r) {
       const Span seen = in_split(r);
       const int position = seq_.kv_len - seq_.q_len + query(r);
-      const LogitRule rule{key_scales ? x_.key_factors + head : nullptr,
+      const float* slope = p_.alibi_slopes == nullptr ? nullptr : p_.alibi_slopes + q_head(head_ * task_.num_rows + r);
+      const LogitRule rule{key_scales ? x_.key_factors : nullptr,
                            p_.scale,
                            p_.soft_cap,
-                           p_.alibi_slopes == nullptr ? 0 : p_.alibi_slopes[q_head(r)],
+                           slope == nullptr ? 0 : *slope,
                            position - origin_,
                            seen.begin,
                            seen.end,
                            tree(r),
                            tree_begin()};
-      x_.states[r] = make_weights(rule, value_scales ? x_.value_scales + head : nullptr, x_.logits + r * kLogitStride);
+      x_.states[r] = make_weights(rule, value_scales ? x_.value_scales : nullptr, ahead, store_weights,
+                                  x_.logits + r * kLogitStride);
     }
   }
 
   template <class T>
-  void sum_direct(int first, Ahead ahead) {
-    for_each_run({first, first + num_tokens_}, [&](Span run, int first_row, int listed) {
-      const char* const* values = x_.addresses + num_listed() + listed;
-      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kSumRows) {
-        sum_seen<1>(r, end, run, [&](int row, int rows, Span seen, bool common) {
-          const int skipped = seen.begin - run.begin;
-          sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, values + skipped, seen.end - seen.begin,
-                      p_.head_dim, common && r == first_row ? ahead.from(listed + skipped) : kNothingAhead,
-                      x_.o + row * width_);
-        });
-      }
+  void sum_direct(int first, Ahead& ahead) {
+    for_each_sum<1>({first, first + num_tokens_}, ahead, [&](int row, int rows, Span seen, Ahead& here) {
+      sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, x_.addresses + (seen.begin - first),
+                  seen.end - seen.begin, p_.head_dim, here, x_.o + row * width_);
     });
   }
 
   template <class T>
-  void sum_staged(int first, Ahead ahead) {
-    stage_values<T>(x_.addresses + num_listed(), num_tokens_, p_.head_dim, ahead, x_.value_tile);
+  void sum_staged(int first, Ahead& ahead) {
+    stage_values<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.value_tile);
     for (int t = 0; t < num_tokens_; ++t) x_.value_rows[t] = reinterpret_cast<const char*>(x_.value_tile + t * width_);
+    Ahead none;
     for (int r = 0; r < task_.num_rows; r += kSumRows) {
-      sum_seen<1>(r, task_.num_rows, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
+      sum_seen<1>(r, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
         sum_rows<float>(x_.logits + row * kLogitStride + seen.begin, rows, x_.value_rows + (seen.begin - first),
-                        seen.end - seen.begin, width_, kNothingAhead, x_.o + row * width_);
+                        seen.end - seen.begin, width_, none, x_.o + row * width_);
       });
     }
   }
 
   // The same on products of bf16 pairs.
-  void attend_in_pairs(Span span, bool staged, Ahead ahead, Ahead value_ahead) {
+  void attend_in_pairs(Span span, Ahead& ahead) {
 #if defined(__AVX512BF16__)
     const Span tokens{span.begin - origin_, span.end - origin_};
-    const Bf16* q = reinterpret_cast<const Bf16*>(x_.q);
-    if (staged) {
+    const Bf16* q = reinterpret_cast<const Bf16*>(x_.q) + head_ * task_.num_rows * width_;
+    if (staged()) {
       auto* tile = reinterpret_cast<Bf16Pair*>(x_.key_tile);
       stage_keys(x_.addresses, num_tokens_, p_.head_dim, ahead, tile);
       dot_staged<Bf16Pair>(reinterpret_cast<const Bf16Pair*>(q), tile, width_ / 2, tokens.begin);
     } else {
-      dot_direct<Bf16>(q, tokens.begin, ahead);
+      with_head_dim(p_.head_dim, [&](auto head_dim) { dot_direct<Bf16>(q, tokens.begin, head_dim, ahead); });
     }
-    weigh(span);
-    for (int r = 0; r < num_rows(); ++r) narrow_in_place(x_.logits + r * kLogitStride, in_split(r));
-    const auto sum = [&](int row, int rows, Span seen, const auto& values, Ahead fetch) {
-      sum_pairs(reinterpret_cast<const Bf16*>(x_.logits + row * kLogitStride), rows, values, seen, p_.head_dim, fetch,
+    weigh(span, ahead, [](float* row, int t, Vec weights) { store_narrow(row, t, weights); });
+    const auto sum = [&](int row, int rows, Span seen, const auto& values, auto head_dim, Ahead& fetch) {
+      sum_pairs(reinterpret_cast<const Bf16*>(x_.logits + row * kLogitStride), rows, values, seen, head_dim, fetch,
                 x_.o + row * width_);
     };
-    const char* const* rows_of_values = x_.addresses + num_listed();
-    if (staged) {
+    list(p_.v, span);
+    ahead = next_ahead();
+    if (staged()) {
       auto* tile = reinterpret_cast<Bf16Pair*>(x_.value_tile);
-      stage_values(rows_of_values, tokens, p_.head_dim, value_ahead, tile);
+      stage_values(x_.addresses, tokens, p_.head_dim, ahead, tile);
       const StagedValues values{tile, tokens.begin / 2 * 2, width_};
+      Ahead none;
       for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        sum_seen<2>(r, task_.num_rows, tokens,
-                    [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, values, kNothingAhead); });
+        sum_seen<2>(r, tokens,
+                    [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, values, p_.head_dim, none); });
       }
-      return;
-    }
-    for_each_run(tokens, [&](Span run, int first_row, int listed) {
-      const PagedValues values{rows_of_values + listed, run.begin, p_.head_dim};
-      for (int r = first_row, end = first_row + task_.num_rows; r < end; r += kSumRows) {
-        sum_seen<2>(r, end, run, [&](int row, int rows, Span seen, bool common) {
-          sum(row, rows, seen, values, common && r == first_row ? value_ahead.from(listed) : kNothingAhead);
+    } else {
+      const PagedValues values{x_.addresses, tokens.begin, p_.head_dim};
+      with_head_dim(p_.head_dim, [&](auto head_dim) {
+        for_each_sum<2>(tokens, ahead, [&](int row, int rows, Span seen, Ahead& here) {
+          sum(row, rows, seen, values, head_dim, here);
         });
-      }
-    });
+      });
+    }
+    ahead = next_ahead();
 #else
-    (void)span, (void)staged, (void)ahead, (void)value_ahead;
+    (void)span, (void)ahead;
 #endif
   }
 
-  // Calls sum(row, rows, tokens, common) for those of `tokens` that kSumRows rows from `row` on see, or those up to
-  // end_row: what all of them see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do,
-  // for 0 * NaN.
+  // Calls sum(row, rows, seen, ahead) for all rows of each run of tokens; what is fetched ahead with the first rows.
   template <int kAlign, class Sum>
-  void sum_seen(int row, int end_row, Span tokens, const Sum& sum) {
-    const int num_rows = smaller(kSumRows, end_row - row);
+  void for_each_sum(Span tokens, Ahead& ahead, const Sum& sum) {
+    for (int t = tokens.begin, end; t < tokens.end; t = end) {
+      end = run_end(t, tokens.end);
+      for (int r = 0; r < task_.num_rows; r += kSumRows) {
+        sum_seen<kAlign>(r, {t, end}, [&](int row, int rows, Span seen, bool common) {
+          Ahead none;
+          sum(row, rows, seen, common && r == 0 ? ahead : none);
+        });
+      }
+    }
+  }
+
+  // Calls sum(row, rows, tokens, common) for those of `tokens` that kSumRows rows from `row` on see: what all of them
+  // see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do, for 0 * NaN.
+  template <int kAlign, class Sum>
+  void sum_seen(int row, Span tokens, const Sum& sum) {
+    const int num_rows = smaller(kSumRows, task_.num_rows - row);
     Span common = tokens;
     for (int r = row; r < row + num_rows; ++r) {
       const Span seen = in_split(r);
@@ -526,8 +530,10 @@ class Attention {
   Task task_ = {};
   Sequence seq_ = {};
   const int32_t* pages_ = nullptr;
-  int origin_ = 0;      // the split's first token
-  int num_tokens_ = 0;  // of the split that any row sees
+  int origin_ = 0;                      // the split's first token
+  int num_tokens_ = 0;                  // of the split that any row sees
+  int head_ = 0;                        // of the task
+  int num_read_ = 0, num_fetched_ = 0;  // stretches
 };
 
 }  // namespace
@@ -537,8 +543,8 @@ void Kernels<kIsa>::paged_attention(const PagedAttentionParams& p, Worker& worke
   Plan plan(p, worker.size());
   Scratch scratch;
   const int width = padded(p.head_dim);
-  const size_t bytes = scratch.carve(nullptr, plan.max_rows(), plan.max_heads(), width);
-  scratch.carve(worker.scratch(bytes), plan.max_rows(), plan.max_heads(), width);
+  const size_t bytes = scratch.carve(nullptr, plan.max_rows(), width);
+  scratch.carve(worker.scratch(bytes), plan.max_rows(), width);
   float* partials = nullptr;
   if (plan.num_folds() > 0) {
     partials = static_cast<float*>(worker.shared_scratch(plan.partial_floats() * sizeof(float)));

@@ -90,6 +90,15 @@ ALWAYS_INLINE void store(T* p, Vec v, int n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
+#if !defined(__AVX512F__)
+// store_sums for rows of four vectors, `stride` floats from one to the next.
+template <int kRows>
+ALWAYS_INLINE void store_sums(float* out, int stride, const Vec (&v)[kRows][4]) {
+  UNROLL
+  for (int r = 0; r < kRows; ++r) store_sums(out + r * stride, v[r][0], v[r][1], v[r][2], v[r][3]);
+}
+#endif
+
 ALWAYS_INLINE Vec zero() { return splat(0.f); }
 
 // Whether load_pair splits 2 * kLanes elements into even and odd ones (two cheap bit operations for

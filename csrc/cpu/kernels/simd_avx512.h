@@ -91,17 +91,40 @@ ALWAYS_INLINE void store(Bf16* p, Vec v, int n) { _mm256_mask_storeu_epi16(p, fi
 ALWAYS_INLINE void store(F16* p, Vec v, int n) { _mm256_mask_storeu_epi16(p, first(n), to_f16(v)); }
 
 // Quarters of four lanes: within a quarter (l0 + l2) + (l1 + l3), then (q0 + q2) + (q1 + q3).
-ALWAYS_INLINE __m128 add_quarters(Vec v) {
-  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+// Quarter i of the result has the sums of v_0's quarter i, v_1's, v_2's and v_3's.
+ALWAYS_INLINE Vec add_in_quarters(Vec v0, Vec v1, Vec v2, Vec v3) {
+  const Vec v01 = _mm512_mask_blend_ps(0xcccc, v0, v1) + _mm512_shuffle_ps(v0, v1, 0x4e);
+  const Vec v23 = _mm512_mask_blend_ps(0xcccc, v2, v3) + _mm512_shuffle_ps(v2, v3, 0x4e);
+  return _mm512_shuffle_ps(v01, v23, 0x88) + _mm512_shuffle_ps(v01, v23, 0xdd);
+}
+// Half i of the result has (q0 + q2, q1 + q3) of v_i.
+ALWAYS_INLINE Vec add_halves(Vec v0, Vec v1) {
+  return _mm512_mask_blend_ps(0xff00, v0, v1) + _mm512_shuffle_f32x4(v0, v1, 0x4e);
 }
 
 // out[i] = the sum of v_i's lanes, in sum()'s order.
 ALWAYS_INLINE void store_sums(float* out, Vec v0, Vec v1, Vec v2, Vec v3) {
-  const Vec v01 = _mm512_unpacklo_ps(v0, v1) + _mm512_unpackhi_ps(v0, v1);
-  const Vec v23 = _mm512_unpacklo_ps(v2, v3) + _mm512_unpackhi_ps(v2, v3);
-  const Vec quarters = _mm512_shuffle_ps(v01, v23, 0x44) + _mm512_shuffle_ps(v01, v23, 0xee);
-  _mm_storeu_ps(out, add_quarters(quarters));
+  const Vec quarters = add_in_quarters(v0, v1, v2, v3);
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+
+// The same for rows of four, `stride` floats from one to the next.
+template <int kRows>
+ALWAYS_INLINE void store_sums(float* out, int stride, const Vec (&v)[kRows][4]) {
+  static_assert(kRows <= 4);
+  Vec rows[4];
+  UNROLL
+  for (int r = 0; r < 4; ++r) {
+    const Vec(&row)[4] = v[r < kRows ? r : 0];
+    rows[r] = add_in_quarters(row[0], row[1], row[2], row[3]);
+  }
+  const Vec low = add_halves(rows[0], rows[1]), high = add_halves(rows[2], rows[3]);
+  const Vec sums = _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(sums));
+  if (kRows > 1) _mm_storeu_ps(out + stride, _mm512_extractf32x4_ps(sums, 1));
+  if (kRows > 2) _mm_storeu_ps(out + 2 * stride, _mm512_extractf32x4_ps(sums, 2));
+  if (kRows > 3) _mm_storeu_ps(out + 3 * stride, _mm512_extractf32x4_ps(sums, 3));
 }
 
 ALWAYS_INLINE float sum(Vec v) {
