@@ -18,8 +18,9 @@ from tests.ops.agreement import copied
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pagedserve.backends.triton import trials, version
+from pagedserve.backends.triton import catalogue, trials, version
 from pagedserve.backends.triton.__main__ import main
+from pagedserve.backends.triton.catalogue import ModelShape
 from pagedserve.backends.triton.target import Target, read_table
 from pagedserve.backends.triton.tune import Trial, candidates, tune, write_table
 
@@ -115,6 +116,14 @@ def test_explain_tells_the_launches():
     assert line.startswith("paged_decode_kernel: ")
     assert "not yet measured" in line
     assert line in str(told)
+
+
+@pytest.mark.parametrize("op", ["append_kv", "rope_append_kv", "rms_norm", "rope", "silu_mul", "merge_states"])
+def test_a_prompt_of_more_tokens_than_a_grid_has_rows_fits(op, monkeypatch):
+    monkeypatch.setattr(catalogue, "NUM_TOKENS", 70_000)
+    for launch in catalogue.OPS[op](Target(90), ModelShape(hidden=64, intermediate=64, num_q_heads=2, num_kv_heads=1)):
+        assert launch.grid[0] >= 70_000
+        assert all(size <= 65_535 for size in launch.grid[1:])
 
 
 def test_a_device_uses_the_newest_table_that_is_not_newer():

@@ -46,7 +46,7 @@ def append_kv(target: Target, call: AppendKv) -> list[Launch]:
     return [
         Launch.configured(
             append_kv_kernel,
-            (ceil_div(num_heads, heads), num_tokens, 2),
+            (num_tokens, ceil_div(num_heads, heads), 2),
             {
                 "k": rows_argument(k),
                 "v": rows_argument(v),

@@ -47,7 +47,7 @@ def _act_mul(target: Target, op: str, gate_up: Tensor, out: Tensor) -> list[Laun
     return [
         Launch.configured(
             act_mul_kernel,
-            (ceil_div(intermediate, block), num_tokens),
+            (num_tokens, ceil_div(intermediate, block)),
             {
                 "gate_up": gate_up,
                 "out": out,
@@ -76,7 +76,7 @@ def rope(target: Target, x: Tensor, positions: Tensor, cos_sin: Tensor, interlea
     return [
         Launch.configured(
             rope_kernel,
-            (ceil_div(num_heads, heads), num_tokens),
+            (num_tokens, ceil_div(num_heads, heads)),
             {
                 "x": rows_argument(x),
                 "positions": positions,

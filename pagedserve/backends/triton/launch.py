@@ -19,7 +19,8 @@ class Launch:
     """One launch of one kernel.
 
     Attributes:
-        grid: programs along each axis; a launch with a 0 among them does nothing.
+        grid: programs along each axis; a launch with a 0 among them does nothing. Only the first may be beyond 65,535,
+            CUDA's limit of the others, so tokens go along it.
         arguments: by the kernel's names: tensors, numbers, None for a tensor that the call has not, and named tuples
             of these, which kernels/operands.py defines.
         constants: what the kernel is compiled for, by the kernel's names.

@@ -24,8 +24,8 @@ def act_mul_kernel(
     GELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    token = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < INTERMEDIATE
     gate_up += token * gate_up_stride
     gate = tl.load(gate_up + columns, mask=mask, other=0.0).to(tl.float32)

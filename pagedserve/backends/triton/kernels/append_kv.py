@@ -70,10 +70,10 @@ def append_kv_kernel(
     HEADS: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    token = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping + token)
     if slot >= 0:
-        heads = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+        heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
         taken = heads < num_heads
         if tl.program_id(2) == 0:
             x = load_rows(k.base, row_offsets(k, token, heads), taken, HEAD_DIM, BLOCK_D).to(tl.float32)

@@ -34,8 +34,8 @@ def rope_kernel(
     BLOCK: tl.constexpr,
 ):
     HALF: tl.constexpr = ROTARY_DIM // 2
-    token = tl.program_id(1).to(tl.int64)
-    heads = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pair = tl.arange(0, BLOCK)
     table = cos_sin + tl.load(positions + token).to(tl.int64) * ROTARY_DIM + pair
     cos = tl.load(table, mask=pair < HALF, other=0.0)[None, :]
