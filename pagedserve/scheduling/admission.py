@@ -69,8 +69,8 @@ class Admission:
         who = seq.arrival.tenant, seq.id
         seq.has_place = self.bookings.claim(who, now)
         num_held, held_s = (0, 0.0) if seq.has_place else self.bookings.held(now)
-        most = math.inf if config.max_queue is None else config.max_queue
-        is_full = num_waiting + min(num_held, most // 2) >= most
+        most = config.max_queue
+        is_full = most is not None and num_waiting + min(num_held, most // 2) >= most
         if not is_full and seq.due_s == math.inf:
             return None
         own_tokens = seq.num_prompt - self._memory.num_cached(seq)
@@ -79,7 +79,7 @@ class Admission:
         wait = self._forecast(self._lefts, ahead_tokens, own_tokens)
         first_s, step_s, between_s = (ms / 1e3 * trust.stretch for ms in wait)
         if is_full:
-            message = f"{num_waiting} requests are waiting, and places are kept, of max_queue {most}; retry later"
+            message = f"{num_waiting} requests wait and {num_held} places are kept, of max_queue {most}; retry later"
             return "queue_full", message, *self.bookings.book(who, now, between_s, between_s)
         end_s = first_s + step_s * (promises.expected_left(0, seq.arrival.max_tokens, trust.output_share) - 1)
         seq.predicted_s = now - seq.arrival.t + first_s
