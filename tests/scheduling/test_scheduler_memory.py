@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from scheduler_audit import audit
 from symbolic_runner import (
+    SymbolicRunner,
     arrive,
     distinct,
     endings,
@@ -30,6 +31,7 @@ from pagedserve.scheduling.events import (
     Resize,
     StepDone,
 )
+from pagedserve.scheduling.scheduler import Scheduler
 
 # Prefixes
 
@@ -160,10 +162,23 @@ def test_no_victim_twice_in_a_row_while_there_is_another() -> None:
     assert set(endings(made).values()) == {"length"}
 
 
-def test_swapping_moves_pages_instead_of_computing_again() -> None:
-    scheduler, runner = make(num_pages=9, num_host_pages=20, prefix_cache=False, swap_page_tokens=0.1)
+def swapping(num_pages: int, output: int) -> tuple[Scheduler, SymbolicRunner]:
+    """Four requests that outgrow the pool, and pages on the host that are cheap to go to."""
+    scheduler, runner = make(num_pages=num_pages, num_host_pages=20, prefix_cache=False, swap_page_tokens=0.1)
     for i in range(4):
-        arrive(scheduler, f"r{i}", distinct(8, 10 * i), 20)
+        arrive(scheduler, f"r{i}", distinct(8, 10 * i), output)
+    return scheduler, runner
+
+
+def until_preempted(runner: SymbolicRunner) -> list[Decision]:
+    made: list[Decision] = []
+    while not preempted(made):
+        made += step(runner)
+    return made
+
+
+def test_swapping_moves_pages_instead_of_computing_again() -> None:
+    scheduler, runner = swapping(num_pages=9, output=20)
     made = run_dry(runner)
     stats = scheduler.stats()
     assert stats.swaps == stats.preemptions > 0
@@ -172,12 +187,8 @@ def test_swapping_moves_pages_instead_of_computing_again() -> None:
 
 
 def test_an_abort_of_who_is_swapped_out_frees_the_host() -> None:
-    scheduler, runner = make(num_pages=9, num_host_pages=20, prefix_cache=False, swap_page_tokens=0.1)
-    for i in range(4):
-        arrive(scheduler, f"r{i}", distinct(8, 10 * i), 20)
-    made: list[Decision] = []
-    while not preempted(made):
-        made += step(runner)
+    scheduler, runner = swapping(num_pages=9, output=20)
+    made = until_preempted(runner)
     assert scheduler.stats().host_pages_used > 0
     scheduler.apply(Abort(0.0, preempted(made)[0]))
     assert scheduler.stats().host_pages_used == 0
@@ -297,12 +308,8 @@ def test_growing_and_shrinking_back_in_one_flight_ends_who_came_between() -> Non
 
 
 def test_shrinking_after_a_swap_that_no_plan_carried_computes_again() -> None:
-    scheduler, runner = make(num_pages=12, num_host_pages=20, prefix_cache=False, swap_page_tokens=0.1)
-    for i in range(4):
-        arrive(scheduler, f"r{i}", distinct(8, 10 * i), 16)
-    made: list[Decision] = []
-    while not preempted(made):
-        made += step(runner)
+    scheduler, runner = swapping(num_pages=12, output=16)
+    made = until_preempted(runner)
     scheduler.apply(Resize(0.0, 8))
     runner.lose_pages_from(8)
     assert scheduler.stats().host_pages_used == 0
