@@ -151,6 +151,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif isinstance(answer, Reject):
             assert answer.reason in ("never_fits", "queue_full", "deadline")
             assert answer.retry_after_s is None or answer.retry_after_s >= 0
+            assert answer.hold_s is None or answer.retry_after_s is not None
 
     @rule(id=ids)
     def abort(self, id: str) -> None:
@@ -239,6 +240,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.running <= self.config.max_seqs
         assert stats.pages_used + stats.pages_cached + stats.pages_free == stats.pages_total == self.num_pages
         assert stats.prefix_hit_tokens <= stats.prefix_query_tokens
+        assert 0 <= stats.places_kept <= stats.places_claimed
+        assert 0 <= stats.blocked <= stats.waiting
         decodes = self.scheduler._decodes
         assert decodes.context == sum(len(seq.tokens) for seq in decodes.seqs)
         queue = self.scheduler._queue
