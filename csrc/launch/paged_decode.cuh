@@ -22,9 +22,8 @@ inline kernels::DecodeCall decode_call(const PagedAttentionParams& p) {
   return {p, w.tasks, w.task_starts, &w.header->num_blocks, w.counters, w.partials, plan::tile_rows(plan)};
 }
 
-template <class Kv, int kHeadDim, int kColumns>
-int launch_decode(const kernels::DecodeCall& call, void* stream) {
-  using C = kernels::DecodeConfig<Kv, kHeadDim, kColumns>;
+template <class C>
+int launch_config(const kernels::DecodeCall& call, void* stream) {
   target::LaunchShape shape;
   shape.grid.x = static_cast<uint32_t>(call.p.num_blocks);
   shape.threads = C::kThreads;
@@ -32,9 +31,19 @@ int launch_decode(const kernels::DecodeCall& call, void* stream) {
   return target::launch("paged_decode", shape, stream, kernels::paged_decode<C>, call);
 }
 
+template <class Kv, int kHeadDim, int kColumns>
+int launch_decode(const kernels::DecodeCall& call, void* stream) {
+  return launch_config<kernels::DecodeConfig<Kv, kHeadDim, kColumns>>(call, stream);
+}
+
 template <class Kv, int kHeadDim>
 int launch_columns(const kernels::DecodeCall& call, void* stream) {
-  constexpr int kMaxRows = plan::max_tile_rows(kHeadDim);
+  if constexpr (!parts::KvFormat<Kv>::kScaled) {
+    using C = kernels::CoresConfig<Kv, kHeadDim>;
+    static_assert(C::kRows == plan::max_tile_rows(1, kHeadDim), "a strand's rows fit into registers");
+    if (call.group_size() == 1) return launch_config<C>(call, stream);
+  }
+  constexpr int kMaxRows = plan::max_tile_rows(2, kHeadDim);
   if constexpr (kMaxRows > 16) {
     if (call.tile_rows > 16) return launch_decode<Kv, kHeadDim, 32>(call, stream);
   }
@@ -48,7 +57,11 @@ template <class Kv>
 int launch_paged_decode(const PagedAttentionParams& p, void* stream) {
   if (p.num_seqs == 0) return 0;
   const kernels::DecodeCall call = decode_call(p);
-#if defined(PAGEDSERVE_DECODE_HEAD_DIM)  // one bucket alone, for builds that take long to compile
+#if defined(PAGEDSERVE_DECODE_COLUMNS)  // one kernel alone, for builds that take long to compile; 1: on CUDA cores
+  constexpr int kHeadDim = PAGEDSERVE_DECODE_HEAD_DIM, kColumns = PAGEDSERVE_DECODE_COLUMNS;
+  if constexpr (kColumns == 1) return launch_config<kernels::CoresConfig<Kv, kHeadDim>>(call, stream);
+  if constexpr (kColumns > 1) return launch_decode<Kv, kHeadDim, kColumns>(call, stream);
+#elif defined(PAGEDSERVE_DECODE_HEAD_DIM)  // one bucket alone
   return launch_columns<Kv, PAGEDSERVE_DECODE_HEAD_DIM>(call, stream);
 #else
   if (p.head_dim <= 64) return launch_columns<Kv, 64>(call, stream);

@@ -50,15 +50,21 @@ struct Workspace {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
-constexpr int32_t num_rows(const PlanDecodeParams& p) { return p.num_q_heads / p.num_kv_heads * p.q_len; }
-// Rows of a strand: the f32 sums of a tile live in registers.
-constexpr int32_t max_tile_rows(int32_t head_dim) { return head_dim <= 64 ? 32 : head_dim <= 128 ? 16 : 8; }
-constexpr int32_t num_tiles(const PlanDecodeParams& p) {
-  return static_cast<int32_t>(ceil_div(num_rows(p), max_tile_rows(p.head_dim)));
+constexpr int32_t group_size(const PlanDecodeParams& p) { return p.num_q_heads / p.num_kv_heads; }
+constexpr int32_t num_rows(const PlanDecodeParams& p) { return group_size(p) * p.q_len; }
+// Rows of a strand: the f32 sums of a tile live in registers, and so do the queries where CUDA cores multiply.
+constexpr int32_t max_tile_rows(int32_t group_size, int32_t head_dim) {
+  if (group_size == 1) return head_dim <= 128 ? 4 : 2;
+  return head_dim <= 64 ? 32 : head_dim <= 128 ? 16 : 8;
 }
-// Rows that a strand has at most, a multiple of 8: tiles are alike, rather than full but for the last.
+constexpr int32_t num_tiles(const PlanDecodeParams& p) {
+  return static_cast<int32_t>(ceil_div(num_rows(p), max_tile_rows(group_size(p), p.head_dim)));
+}
+// Rows that a strand has at most: tiles are alike, rather than full but for the last. A matrix instruction has 8
+// columns; 2 rows keep partials aligned to 16 bytes.
 constexpr int32_t tile_rows(const PlanDecodeParams& p) {
-  return static_cast<int32_t>(ceil_div(ceil_div(num_rows(p), num_tiles(p)), 8) * 8);
+  const int32_t unit = group_size(p) == 1 ? 2 : 8;
+  return static_cast<int32_t>(ceil_div(ceil_div(num_rows(p), num_tiles(p)), unit) * unit);
 }
 constexpr int64_t strands_of_seq(const PlanDecodeParams& p) {
   return static_cast<int64_t>(p.num_kv_heads) * num_tiles(p);

@@ -34,9 +34,14 @@ class Rows:
 
     @staticmethod
     def of(num_q_heads: int, num_kv_heads: int, head_dim: int, q_len: int) -> Rows:
-        num_rows = num_q_heads // num_kv_heads * q_len
-        num_tiles = ceil_div(num_rows, 32 if head_dim <= 64 else 16 if head_dim <= 128 else 8)
-        return Rows(num_rows, num_tiles, ceil_div(ceil_div(num_rows, num_tiles), 8) * 8)
+        group_size = num_q_heads // num_kv_heads
+        if group_size == 1:
+            unit, max_rows = 2, 4 if head_dim <= 128 else 2
+        else:
+            unit, max_rows = 8, 32 if head_dim <= 64 else 16 if head_dim <= 128 else 8
+        num_rows = group_size * q_len
+        num_tiles = ceil_div(num_rows, max_rows)
+        return Rows(num_rows, num_tiles, ceil_div(ceil_div(num_rows, num_tiles), unit) * unit)
 
 
 @dataclass(frozen=True)

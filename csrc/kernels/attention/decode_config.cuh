@@ -59,6 +59,7 @@ template <class Kv, int kHeadDim_, int kColumns_>
 struct DecodeConfig {
   using Format = parts::KvFormat<Kv>;
   using Number = typename Format::Number;  // what the matrix instruction multiplies
+  static constexpr bool kOnCores = false;  // see decode_cores.cuh
   static constexpr int kHeadDim = kHeadDim_, kColumns = kColumns_;
   static constexpr int kColumnTiles = kColumns / 8;
   static constexpr int kWarps = 4, kThreads = kWarps * target::kWarpSize;
@@ -92,6 +93,13 @@ struct Column {
   float factor;  // of its dot products: the softmax's scale times log2(e), and what its query was divided by
   float slope;   // of ALiBi
   float spare[2];
+
+  // A logit in units of log2, capped and moved as the call asks.
+  PAGEDSERVE_DEVICE float changed(float logit, int32_t key, float soft_cap) const {
+    logit *= parts::kLn2;
+    if (soft_cap > 0.f) logit = parts::soft_capped(logit, soft_cap);
+    return (logit + slope * static_cast<float>(key - view.position)) * parts::kLog2E;
+  }
 };
 
 // What the lanes of a warp know of the task whose tiles they bring. Kept here, for registers are scarce.

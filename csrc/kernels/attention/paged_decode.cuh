@@ -20,6 +20,7 @@
 // Oracle   pagedserve/backends/reference/attention.py::paged_decode
 #pragma once
 
+#include "decode_cores.cuh"
 #include "decode_merge.cuh"
 #include "decode_queries.cuh"
 #include "decode_stream.cuh"
@@ -38,14 +39,26 @@ class Decode {
   static constexpr int kFactors = C::kDividesQueries && C::kKeepQueries ? kLaneColumns : 1;
 
   // A warp's softmax over its tokens of a split. The sums are this lane's: lanes with the same columns add up.
-  struct Softmax {
-    float o[kSteps][C::kColumnTiles][4];
-    float maximum[kLaneColumns], sum[kLaneColumns];
+  struct Matrix {
+    struct Softmax {
+      float o[kSteps][C::kColumnTiles][4];
+      float maximum[kLaneColumns], sum[kLaneColumns];
+
+      PAGEDSERVE_DEVICE void clear() {
+        PAGEDSERVE_UNROLL
+        for (int i = 0; i < kSteps * C::kColumnTiles * 4; ++i)
+          o[i / 4 / C::kColumnTiles][i / 4 % C::kColumnTiles][i % 4] = 0.f;
+        PAGEDSERVE_UNROLL
+        for (int i = 0; i < kLaneColumns; ++i) maximum[i] = -parts::infinity(), sum[i] = 0.f;
+      }
+    };
   };
+  using Cores = typename DecodeCores<C>::Type;
+  using Softmax = typename std::conditional<C::kOnCores, Cores, Matrix>::type::Softmax;
 
  public:
   PAGEDSERVE_DEVICE Decode(const DecodeCall& call, DecodeShared<C>& shared)
-      : call_(call), shared_(shared), stream_(call, shared) {}
+      : call_(call), shared_(shared), stream_(call, shared), cores_(call, shared) {}
 
   PAGEDSERVE_DEVICE void run() {
     const int num_planned = *call_.num_planned_blocks;
@@ -91,6 +104,7 @@ class Decode {
       shared_.open.end = rule.tree == nullptr ? begin + first + 1 : begin + first < 0 ? 0 : begin;
     }
     target::sync_threads();
+    if constexpr (C::kOnCores) cores_.begin(task);
     if constexpr (C::kKeepQueries) {
       PAGEDSERVE_UNROLL
       for (int step = 0; step < kSteps; ++step) {
@@ -147,11 +161,7 @@ class Decode {
 
   PAGEDSERVE_DEVICE void attend_split(const DecodeTask& task, TileSpan& span, int end_tile) {
     Softmax softmax;
-    PAGEDSERVE_UNROLL
-    for (int i = 0; i < kSteps * C::kColumnTiles * 4; ++i)
-      softmax.o[i / 4 / C::kColumnTiles][i / 4 % C::kColumnTiles][i % 4] = 0.f;
-    PAGEDSERVE_UNROLL
-    for (int i = 0; i < kLaneColumns; ++i) softmax.maximum[i] = -parts::infinity(), softmax.sum[i] = 0.f;
+    softmax.clear();
     PAGEDSERVE_ROLLED
     for (;;) {
       target::copy_async_wait<C::kStages - 1>();
@@ -172,6 +182,16 @@ class Decode {
   PAGEDSERVE_DEVICE void attend_tile(int tile, Softmax& softmax) {
     const unsigned char* keys = shared_.tiles[stage_][target::warp_index()];
     const unsigned char* values = keys + C::kWarpTokens * C::kRowBytes;
+    if constexpr (C::kOnCores) {
+      const int position = tile * C::kTileTokens + target::warp_index() * C::kWarpTokens;
+      return cores_.attend_tile(keys, values, position, softmax);
+    } else {
+      attend_chunks(tile, keys, values, softmax);
+    }
+  }
+
+  PAGEDSERVE_DEVICE void attend_chunks(int tile, const unsigned char* keys, const unsigned char* values,
+                                       Softmax& softmax) {
     PAGEDSERVE_UNROLL
     for (int token = 0; token < C::kWarpTokens; token += C::kChunkTokens) {
       Logits logits;
@@ -263,10 +283,8 @@ class Decode {
       PAGEDSERVE_UNROLL
       for (int tile = 0; tile < C::kChunkTiles; ++tile) {
         const int key = position + 16 * tile + 8 * (i % 4 / 2) + target::lane_index() / 4;
-        float logit = logits[tile][i / 4][i % 4] * parts::kLn2;
-        if (call_.p.soft_cap > 0.f) logit = parts::soft_capped(logit, call_.p.soft_cap);
-        logit += about.slope * static_cast<float>(key - about.view.position);
-        logits[tile][i / 4][i % 4] = logit * parts::kLog2E;
+        float& logit = logits[tile][i / 4][i % 4];
+        logit = about.changed(logit, key, call_.p.soft_cap);
       }
     }
   }
@@ -386,6 +404,14 @@ class Decode {
   }
 
   PAGEDSERVE_DEVICE void put_states(Softmax& softmax) {
+    if constexpr (C::kOnCores) {
+      cores_.put_states(softmax);
+    } else {
+      put_matrix_states(softmax);
+    }
+  }
+
+  PAGEDSERVE_DEVICE void put_matrix_states(const Softmax& softmax) {
     PAGEDSERVE_UNROLL
     for (int c = 0; c < kLaneColumns; ++c) {
       float sum = softmax.sum[c];
@@ -400,6 +426,14 @@ class Decode {
   }
 
   PAGEDSERVE_DEVICE void put_values(int first_column, const Softmax& softmax) {
+    if constexpr (C::kOnCores) {
+      cores_.put_values(softmax, [&](int row, int dim) { return exchange(target::warp_index(), row, dim); });
+    } else {
+      put_matrix_values(first_column, softmax);
+    }
+  }
+
+  PAGEDSERVE_DEVICE void put_matrix_values(int first_column, const Softmax& softmax) {
     const int lane = target::lane_index(), warp = target::warp_index();
     constexpr int kTiles = Format::kRunDims == 4 ? 2 : 1;  // that hold a run of neighbours
     PAGEDSERVE_UNROLL
@@ -469,6 +503,7 @@ class Decode {
   const DecodeCall& call_;
   DecodeShared<C>& shared_;
   TileStream<C> stream_;
+  Cores cores_;
   int stage_ = 0;
   float factors_[kFactors];  // of this lane's columns
   uint32_t queries_[C::kKeepQueries ? kSteps : 1][C::kColumnTiles][2];
