@@ -153,6 +153,7 @@ PAGEDSERVE_KERNEL(kWarpSize, 1) intrinsics_kernel(PAGEDSERVE_GRID_CONSTANT Intri
   if (which >= 40 && which < 44) copies(which, in, memory, out);
   if (which >= 44 && which < 50) atomics(which, in, memory, out);
   if (which == 50) streams(in, memory, out);
+  if (which == 51) out[0] = transpose_matrix(in[0]);
   for (int i = 0; i < kWords; ++i) p.out[at + i] = out[i];
 }
 

@@ -111,6 +111,7 @@ WORDS = (
     Word("copy_async<16> of nothing"),
     *map(Word, ("atomic_add", "atomic_max", "atomic_min", "atomic_increment_wrap", "atomic_cas", "atomic_exchange")),
     Word("load_streaming, store_streaming"),
+    Word("transpose_matrix"),
 )
 
 

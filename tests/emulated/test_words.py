@@ -111,6 +111,12 @@ def matrices(count: int, is_transposed: bool) -> Model:
     return model
 
 
+def transposed(given: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The first words of the lanes are a matrix, as load_matrices spreads it."""
+    matrix = np.ascontiguousarray(given[:, :, 0]).view(np.uint16).reshape(-1, 8, 8)
+    return np.ascontiguousarray(matrix.transpose(0, 2, 1)).view(np.uint32).reshape(-1, 32, 1)
+
+
 def product(dtype: torch.dtype, depth: int) -> Model:
     """Fragments are taken apart and put together by the tables of the PTX ISA."""
 
@@ -193,6 +199,7 @@ MODELS: dict[str, Model] = {
     "tanh_approx": approximate(np.tanh),
     **{f"load_matrices<{n}>": matrices(n, False) for n in (1, 2, 4)},
     **{f"load_matrices_transposed<{n}>": matrices(n, True) for n in (1, 2, 4)},
+    "transpose_matrix": transposed,
     **{f"mma_m16n8k{k}<{name}>": product(t, k) for k in (8, 16) for name, t in (("BF16", BF16), ("F16", F16))},
     **{f"copy_async<{n}>": copy(n) for n in (16, 8, 4)},
     "copy_async<16> of nothing": copy(16, False),
