@@ -2,6 +2,7 @@
 """paged_decode as CUDA kernels, emulated: right against float64, the same bits whoever is beside a row, in bounds."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,18 @@ def test_options_together_and_trees(kv):
         lens = [270, 3]
         what = sequences([q_len] * 2, lens, num_kv_heads=1, q_dtype=q_dtype, features=features, seed=q_len)
         check_against_float64(lay_out(what, kv_dtype=FORMATS[kv], page_size=7))
+
+
+@pytest.mark.parametrize("head_dim, q_len", [(40, 3), (64, 1), (128, 1), (128, 6), (256, 3)])
+@pytest.mark.parametrize("kv", ["bf16", "f16"])
+def test_one_query_head_a_kv_head(kv, head_dim, q_len):
+    """CUDA cores: strands whole and cut, full and not, with options and without."""
+    for features in ((), FEATURES, ("tree_mask", "sinks")):
+        sizes = {"num_kv_heads": 2, "group_size": 1, "head_dim": head_dim}
+        what = sequences([q_len] * 3, [270, 0, 19], q_dtype=BF16 if kv == "bf16" else F16, features=features, **sizes)
+        call = lay_out(what, kv_dtype=FORMATS[kv], page_size=7)
+        check_against_float64(call)
+        same(decode(call, workspace=planned(call, 9)), decode(call, workspace=planned(call, 1)))
 
 
 def scaled(call: Call, name: str, factor: float) -> Call:
@@ -215,13 +228,39 @@ def test_no_sequences():
     assert o.shape[0] == 0
 
 
+# A format, group size and kernel; it alone is compiled. 1 column: CUDA cores.
+KERNELS = [("bf16", 3, 8), ("i8", 3, 8), ("bf16", 1, 1)]
+
+
+def small_call(kv: str, group_size: int) -> Call:
+    sizes = {"group_size": group_size, "num_kv_heads": 1, "head_dim": 64}
+    what = sequences([2] * 2, [600, 40], q_dtype=BF16, features=FEATURES, **sizes)
+    return lay_out(what, kv_dtype=FORMATS[kv])
+
+
+def kernel_alone(columns: int) -> list[str]:
+    return ["PAGEDSERVE_DECODE_HEAD_DIM=64", f"PAGEDSERVE_DECODE_COLUMNS={columns}"]
+
+
+@pytest.mark.parametrize("kv, group_size, columns", KERNELS)
 @pytest.mark.parametrize("build", ["bounds", "races"])
-def test_sanitizers_find_nothing(build):
-    call = lay_out(some([2] * 2, [600, 40], features=FEATURES), kv_dtype=BF16)
-    want = decode(call)
-    with emulate.session(emulate.Run(build=build, schedule="random"), defines=["PAGEDSERVE_DECODE_HEAD_DIM=64"]):
-        got = decode(call)
-    same(got, want)
+def test_sanitizers_find_nothing(build, kv, group_size, columns):
+    call = small_call(kv, group_size)
+    workspace, want = planned(call, 5), decode(call)
+    with emulate.session(emulate.Run(build=build, schedule="random"), defines=kernel_alone(columns)):
+        same(decode(call, workspace=workspace), want)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("kv, group_size, columns", KERNELS)
+def test_what_nvcc_emitted_keeps_to_the_budget(kv, group_size, columns):
+    """Not the bits of the source: nvcc contracts products and sums."""
+    call = small_call(kv, group_size)
+    call = replace(call, options=call.options | {"workspace": planned(call, 5)})
+    with emulate.session(ptx="sm_80" if kv == "i8" else "sm_90a", defines=kernel_alone(columns)) as here:
+        check_against_float64(call)
+    assert here.counters["async_copies"] > 0
+    assert (here.counters["matrix_products"] > 0) == (columns > 1)
 
 
 # ---- refusals ----

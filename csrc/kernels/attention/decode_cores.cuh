@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // decode_cores.cuh: what paged_decode does with a tile where a KV head has one query head: CUDA cores, no matrices.
 //
-// Chosen where group_size is 1 and pages are bf16 or f16, whatever q_len is, so that a row's bits do not depend on it. A
-// matrix instruction would have 1 of its 8 columns used, and moves keys and values through ldmatrix and its queries and
-// weights through a lane layout that one row does not need. Floor: of a tile of 64 tokens with head_dim 128 a warp has
-// 16 tokens; a row takes 2 * 16 * 128 products, 128 instructions of 32 lanes, as many halves to unpack, and 32 loads of
-// 16 bytes a lane: about 300 issued, of 4 warps on 4 schedulers. The tile's 32 KiB take an H200's SM about 2000 clocks.
-// Codes stay with the matrix instruction: unpacking them to f32 would cost more than multiplying.
+// Chosen where group_size is 1 and pages are bf16 or f16, whatever q_len is: a row's bits must not depend on it. A
+// matrix instruction would have 1 of its 8 columns used, and wants keys and values through ldmatrix and weights in a
+// layout of lanes that one row does not need. Floor: of a tile of 64 tokens with head_dim 128 a warp has 16; a row
+// takes 2 * 16 * 128 products, 128 instructions of 32 lanes, as many to unpack halves, 16 loads of 16 bytes a lane and
+// some 50 for the softmax: about 320, issued by 4 warps side by side. At 16.5 bytes a clock, an SM's share of 4.3
+// TB/s, the tile's 32 KiB take 2000 clocks; so up to 4 rows stay below what memory takes. Codes stay with the matrix
+// instruction: to unpack them to f32 would cost more than to multiply.
 //
 // Work     8 lanes share a token, chunk by chunk of 8 numbers; 4 tokens side by side; up to kRows rows from registers
 // Sums     f32, weights included. A dot product: a lane's chunks in order, then its 8 lanes as a tree
