@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench import report
 from bench.explain.code import CLASSES, Work, compiled, sizes_of, work_of
-from bench.explain.predict import CARDS, Card, Prediction, Shape, planned, predict
+from bench.explain.predict import BITS, CARDS, Card, Prediction, Shape, planned, predict
 from pagedserve.errors import BackendUnavailable, InvalidInput
 
 DTYPES = {"bf16": "bf16", "f16": "f16", "fp16": "f16", "fp8": "f8", "f8": "f8", "int8": "i8", "i8": "i8"}
@@ -95,7 +95,13 @@ def explained(shape: Shape, card: Card, bar_s: float | None = None) -> tuple[Pre
 
     Raises:
         BackendUnavailable: nvcc, g++ or cuobjdump is missing.
+        InvalidInput: the shape runs on CUDA cores.
     """
+    if shape.num_q_heads == shape.num_kv_heads and BITS[shape.kv] == 16:
+        raise InvalidInput(
+            f"--heads: {shape.num_q_heads}/{shape.num_kv_heads} of {shape.kv} runs on CUDA cores, and only "
+            f"kernels of matrix products are counted; give more query heads than KV heads, or fp8, int8 or int4"
+        )
     bucket = next(size for size in (64, 128, 256) if shape.head_dim <= size)
     columns = next(size for size in (8, 16, 32) if shape.rows.tile_rows <= size)
     sizes = sizes_of(shape.kv, bucket, columns)

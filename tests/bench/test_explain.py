@@ -120,6 +120,7 @@ def test_a_kernel_of_the_tree_is_counted():
     "words, said",
     [
         (["--heads", "7/2"], "the first a multiple"),
+        (["--heads", "32/32"], "32/32 of bf16 runs on CUDA cores"),
         (["--kv-lens", "8y3"], "no whole number"),
         (["--dtype", "f64"], "choose from bf16"),
         (["--gpu", "g1"], "choose from h200"),
