@@ -14,6 +14,20 @@ from pagedserve.scheduling.scheduler import Scheduler
 def test_a_step_in_which_nothing_changes_costs_the_same_for_any_number() -> None:
     costs = {}
     for num_seqs in (64, 256):
+        scheduler, plan = decoding(num_seqs, 32, staggered=False, promised=False)
+        tokens = list(range(100, 100 + num_seqs))
+        plan = one_step(scheduler, plan, tokens, ms=0.0)
+        plan, opcodes, calls = count_step(scheduler, plan, tokens, ms=0.0)
+        assert plan.page_writes == []
+        costs[num_seqs] = (opcodes, calls)
+    assert costs[64] == costs[256]
+    assert costs[64][0] <= 1000, costs
+    assert costs[64][1] <= 40, costs
+
+
+def test_promises_and_learning_add_to_a_step_the_same_for_any_number() -> None:
+    costs = {}
+    for num_seqs in (64, 256):
         scheduler, plan = decoding(num_seqs, 32, staggered=False)
         tokens = list(range(100, 100 + num_seqs))
         for _ in range(3 * PAGE_SIZE + 2):  # until the cost of a step is known, and looked at in one of four
@@ -53,7 +67,7 @@ def test_a_prompt_that_cannot_start_is_not_looked_up_in_every_step() -> None:
     plan = scheduler.plan(0.0)
     scheduler.apply(Arrive(0.0, "b", list(range(1000, 1250)), 10))
     for _ in range(3):
-        plan = one_step(scheduler, plan, [5])
-    _, opcodes, _ = count_step(scheduler, plan, [5])
+        plan = one_step(scheduler, plan, [5], ms=0.0)
+    _, opcodes, _ = count_step(scheduler, plan, [5], ms=0.0)
     assert scheduler.num_waiting == 1
-    assert opcodes <= 3000, opcodes
+    assert opcodes <= 1500, opcodes
