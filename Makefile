@@ -39,7 +39,7 @@ demo: $(VENV)/.demo $(VENV)/.model $(BUILT)
 
 test: $(VENV)/.test $(VENV)/.model $(BUILT)
 	$(call say,running the tests)
-	@$(BIN)/python -m pytest --cov=pagedserve --cov-report=term $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov=pagedserve --cov-report=term $(PYTEST_ARGS)
 
 check: $(VENV)/.dev $(BUILT)
 	$(call say,ruff$(,) clang-format$(,) mypy)
