@@ -18,6 +18,7 @@ from pagedserve.ops.weight import Weight
 from pagedserve.specs import SPECS, OpSpec, TensorSpec
 
 Scalar = int | float | bool
+PLAIN = Tensor.__torch_dispatch__  # a subclass with its own computes where it says, not at an address
 
 
 def run(
@@ -33,11 +34,11 @@ def run(
     Returns:
         The operands, with the outputs that were made.
     """
-    if torch.compiler.is_compiling():
-        made, _ = _checked(spec, operands, scalars, sizes)
+    made, bound = _checked(spec, operands, scalars, sizes)
+    if torch.compiler.is_compiling() or _without_memory(spec, made) is not None:
         getattr(torch.ops.pagedserve, spec.name)(*flatten(made), *scalars.values(), backend)
         return made
-    return prepared(spec, operands, scalars, backend, **sizes)()
+    return _chosen(spec, made, bound, scalars, backend)()
 
 
 def prepared(
@@ -46,6 +47,35 @@ def prepared(
     """As run, but only checks, chooses and makes outputs: the call is made, on what the tensors then hold, by what
     comes back, as often as it is called."""
     made, bound = _checked(spec, operands, scalars, sizes)
+    name = _without_memory(spec, made)
+    if name is not None:
+        raise InvalidInput(
+            f"{spec.name}: {name} has no memory to compute on: its storage was resized to 0, or it stands for a tensor "
+            f"inside a torch transform that torch.ops.pagedserve.{spec.name} has no rule for; give a tensor of numbers"
+        )
+    return _chosen(spec, made, bound, scalars, backend)
+
+
+def _without_memory(spec: OpSpec, made: Sequence[Made]) -> str | None:
+    """A tensor with elements and no address: one of FakeTensorMode, of a functional transform, of a freed storage."""
+    for entry, operand in zip(spec.tensors, made, strict=True):
+        if isinstance(operand, Tensor):
+            try:
+                absent = type(operand).__torch_dispatch__ is not PLAIN or (
+                    operand.data_ptr() == 0 and operand.numel() > 0
+                )
+            except RuntimeError:  # torch's way of saying so for some of them
+                absent = True
+            if absent:
+                return entry.name
+    return None
+
+
+def _chosen(
+    spec: OpSpec, made: tuple[Made, ...], bound: dict[str, int], scalars: Mapping[str, Scalar], backend: str
+) -> Callable[[], tuple[Any, ...]]:
+    if not isinstance(backend, str):
+        raise InvalidInput(f'{spec.name}: backend is {backend!r}; give "auto" or the name of a backend')
     named = _named(spec, made)
     call = facts(spec, named, scalars)
     rules.check_values(spec.name, named, bound, call.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pagedserve.ops.call import run
+from pagedserve.ops.call import prepared
 from pagedserve.ops.weight import Weight
 from pagedserve.specs import SPECS, OpSpec, WeightSpec
 
@@ -53,7 +53,7 @@ def implementation(spec: OpSpec) -> Callable[..., None]:
                 operands.append(next(flat))
         scalars = {name: next(flat) for name in names}
         sizes = {"q_len": int(scalars["q_len"])} if "q_len" in scalars else {}
-        run(spec, operands, scalars, next(flat), **sizes)
+        prepared(spec, operands, scalars, next(flat), **sizes)()
 
     return kernel
 

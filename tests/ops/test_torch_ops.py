@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pagedserve import ops
 from pagedserve.errors import InvalidInput
@@ -102,6 +103,29 @@ def test_a_layer_compiles_with_inductor():
     got = torch.compile(layer, fullgraph=True)(*ours)
     torch.testing.assert_close(got, layer(*theirs))
     torch.testing.assert_close(ours[1], theirs[1])
+
+
+def test_a_fake_tensor_goes_to_the_fake_kernel():
+    with FakeTensorMode():
+        assert ops.rms_norm(torch.empty(2, 64), torch.empty(64)).shape == (2, 64)
+    assert ops.rms_norm(torch.empty(2, 64, device="meta"), torch.empty(64, device="meta")).shape == (2, 64)
+
+
+def test_a_transform_without_a_rule_for_the_op_is_said_and_not_run():
+    """Its tensors have no memory; a kernel that took them would read address 0."""
+    x = torch.randn(3, 2, 64)
+    for transform in (torch.func.functionalize, torch.vmap):
+        with pytest.raises(RuntimeError, match="pagedserve::rms_norm"):
+            transform(lambda row: ops.rms_norm(row, torch.ones(64)))(x)
+
+
+def test_a_freed_storage_is_refused():
+    call = make_inputs("paged_decode", next(iter(SPECS["paged_decode"].cases())))
+    for name in ("q", "kv_lens"):
+        freed = call[name].clone()
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(InvalidInput, match=f"{name} has no memory to compute on"):
+            ops.paged_decode(**call | {name: freed})
 
 
 def test_an_output_may_be_the_input():
