@@ -30,7 +30,7 @@ def linear(
         weight: [out_features, in_features], an `ops.Weight`.
         bias: [out_features] float32.
         accumulate: add to what out holds; out is required.
-        out: [num_tokens, out_features] float32; made if None.
+        out: [num_tokens, out_features] float32, sharing no memory with x; made if None.
         backend: "auto", or one of `backends_of("linear")`.
 
     Returns:
@@ -78,7 +78,7 @@ def take_rows(x: Tensor, rows: Tensor, *, out: Tensor | None = None, backend: st
     Args:
         x: [num_tokens, hidden] float32.
         rows: [num_rows] int32, below num_tokens.
-        out: [num_rows, hidden]; made if None.
+        out: [num_rows, hidden], sharing no memory with x; made if None.
         backend: "auto", or one of `backends_of("take_rows")`.
 
     Returns:

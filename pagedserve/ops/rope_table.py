@@ -44,12 +44,14 @@ def rope_table(
 
     Source: RoFormer, Su et al. 2021; linear, Chen et al. 2023; YaRN, Peng et al. 2023; Llama 3.1's own scaling.
     """
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise InvalidInput(f"rope_table: rotary_dim is {rotary_dim}; give an even number, 2 or above")
-    if max_position < 1:
-        raise InvalidInput(f"rope_table: max_position is {max_position}; give 1 or above")
-    if not 0 < theta < math.inf:
-        raise InvalidInput(f"rope_table: theta is {theta}; give a finite number above 0")
+    if not isinstance(rotary_dim, int) or rotary_dim < 2 or rotary_dim % 2:
+        raise InvalidInput(f"rope_table: rotary_dim is {rotary_dim!r}; give an even number, 2 or above")
+    if not isinstance(max_position, int) or not 1 <= max_position < 2**31:
+        raise InvalidInput(f"rope_table: max_position is {max_position!r}; give a whole number from 1 to {2**31 - 1}")
+    if not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise InvalidInput(f"rope_table: theta is {theta!r}; give a finite number above 0")
+    if not (scaling is None or isinstance(scaling, Mapping)):
+        raise InvalidInput(f"rope_table: scaling is a {type(scaling).__name__}; give a mapping, or None")
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
     frequencies = theta**-exponents  # [rotary_dim / 2]
     attention_factor = 1.0
@@ -101,8 +103,12 @@ def _yarn(frequencies: Tensor, scaling: Mapping[str, Any], rotary_dim: int, thet
     """Frequencies that turn often over the trained context are kept, slow ones stretched; and cos, sin's factor."""
     factor, trained = _number(scaling, "factor"), _number(scaling, "original_max_position_embeddings")
 
+    if theta <= 1:
+        raise InvalidInput(f"rope_table: theta is {theta} with yarn scaling, whose formula needs it above 1")
+
     def pair_of(turns: float) -> float:
-        return rotary_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        pair = rotary_dim * math.log(max(trained / (turns * 2 * math.pi), 1e-300)) / (2 * math.log(theta))
+        return min(max(pair, -1.0), rotary_dim)  # beyond either all pairs are on one side
 
     def given(name: str, default: float) -> float:
         return default if scaling.get(name) is None else _number(scaling, name)

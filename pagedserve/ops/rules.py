@@ -17,6 +17,7 @@ from pagedserve.specs.plan_layout import MAX_BLOCKS, PlanLayout
 from pagedserve.specs.spec import ITEM_BYTES, QUANTISED, OpSpec
 
 MAX_HEAD_DIM = 256
+MAX_KV_LEN = 2**31 - 256  # kernels count whole splits of 256 tokens in 32 bits
 Named = Mapping[str, Any]
 
 
@@ -215,6 +216,8 @@ def _page_ids(op: str, tensors: Named, sizes: Mapping[str, int], takes_part: Any
             f"{op}: kv_lens[{seq}] is {int(lens[seq])}, but a row of page_table holds max_pages {max_pages} pages of "
             f"page_size {page_size}, {max_pages * page_size} tokens; widen page_table"
         )
+    if longest > MAX_KV_LEN:
+        raise InvalidInput(f"{op}: kv_lens[{int(lens.argmax())}] is {longest}; supported: up to {MAX_KV_LEN} tokens")
     bad = table.view(np.uint32) >= num_pages  # negative ones are large then
     if not bad.any():
         return
@@ -255,7 +258,21 @@ def _embed_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
     _within(op, "token_ids", tensors["token_ids"], 0, sizes["vocab_size"], "vocab_size")
 
 
+def _linear_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
+    _apart(op, tensors)
+
+
+def _apart(op: str, tensors: Named) -> None:
+    """Rows of out are written while rows of x are still to be read."""
+    x, out = tensors["x"], tensors["out"]
+    if out.data_ptr() == x.data_ptr() and out.numel() and x.numel():
+        raise InvalidInput(
+            f"{op}: out begins where x does, and x is read after out is written; give out memory of its own"
+        )
+
+
 def _take_values(op: str, tensors: Named, sizes: Mapping[str, int]) -> None:
+    _apart(op, tensors)
     _within(op, "rows", tensors["rows"], 0, sizes["num_tokens"], "num_tokens")
 
 
@@ -295,6 +312,7 @@ VALUE_RULES: dict[str, Callable[[str, Named, Mapping[str, int]], None]] = {
     "rope_append_kv": _rope_append_values,
     "copy_pages": _copy_values,
     "rope": _rope_values,
+    "linear": _linear_values,
     "embed": _embed_values,
     "take_rows": _take_values,
     "sample": _sample_values,

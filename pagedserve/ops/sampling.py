@@ -17,6 +17,8 @@ SAMPLE = SPECS["sample"]
 HISTORY = ("history", "history_starts", "output_starts")
 PARAMETERS = tuple(entry.name for entry in SAMPLE.tensors[1:-4])
 
+MOST_TOP = 2**20  # of num_top: longer than any vocabulary, and too short to ask for all memory
+
 
 class Sampled(NamedTuple):
     """tokens [num_rows] int32; logprobs [num_rows]; top_tokens [num_rows, num_top] int32; top_logprobs beside it."""
@@ -112,6 +114,6 @@ def sampler(
 
 
 def _operands(logits: Tensor, tensors: Mapping[str, Tensor | None], num_top: int) -> list[Any]:
-    if not isinstance(num_top, int) or num_top < 0:
-        raise InvalidInput(f"sample: num_top is {num_top!r}; give a whole number, 0 or above")
+    if not isinstance(num_top, int) or not 0 <= num_top <= MOST_TOP:
+        raise InvalidInput(f"sample: num_top is {num_top!r}; give a whole number from 0 to {MOST_TOP}")
     return [logits, *(tensors[name] for name in PARAMETERS), MAKE, MAKE, MAKE, MAKE]

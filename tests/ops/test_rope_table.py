@@ -82,6 +82,12 @@ def test_divisors_divide_the_frequencies():
         ({"scaling": {"rope_type": "linear", "factor": "8"}}, "'8'"),
         ({"scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
+        ({"scaling": "yarn"}, "scaling is a str; give a mapping"),
+        ({"scaling": YARN, "theta": 1.0}, "theta is 1.0 with yarn"),
+        ({"rotary_dim": "8"}, "rotary_dim is '8'"),
+        ({"max_position": 4.0}, "max_position is 4.0"),
+        ({"max_position": 10**12}, "max_position is 1000000000000"),
+        ({"theta": "1e4"}, "theta is '1e4'"),
         ({"divisors": [1.0]}, "divisors"),
         ({"divisors": [0.0] * 4}, "divisors"),
     ],
@@ -89,3 +95,9 @@ def test_divisors_divide_the_frequencies():
 def test_what_is_not_supported_is_refused(call, word):
     with pytest.raises(InvalidInput, match=word):
         ops.rope_table(**({"rotary_dim": 8, "max_position": 16} | call))
+
+
+def test_yarn_of_absurd_lengths_is_a_table_all_the_same():
+    for trained in (1e300, 1e-300):
+        table = ops.rope_table(8, 4, scaling=YARN | {"original_max_position_embeddings": trained, "beta_fast": 1e-300})
+        assert table.isfinite().all()
