@@ -75,6 +75,8 @@ class LLM(Face):
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise InvalidInput(f"messages is {messages!r}; give a list of messages, or a list of such lists")
         single = isinstance(messages[0], Mapping)
+        if not all(isinstance(turns, Mapping if single else Sequence) for turns in messages):
+            raise InvalidInput("messages holds what is neither a message nor a list of messages; give all of one kind")
         conversations = cast(Sequence[Conversation], [messages] if single else messages)
         names = ["the conversation"] if single else [f"conversation {i}" for i in range(len(conversations))]
         encoded = [self._door.encode_chat(turns, name) for turns, name in zip(conversations, names, strict=True)]

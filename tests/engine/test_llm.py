@@ -45,6 +45,12 @@ def test_impossible_conversations_are_refused(messages):
         llm.chat(messages)
 
 
+@pytest.mark.parametrize("messages", [[3], [[{"role": "user", "content": "hi"}], None]])
+def test_a_conversation_that_is_none_is_refused(messages):
+    with FakeLLM() as llm, pytest.raises(InvalidInput, match="neither a message nor a list of messages"):
+        llm.chat(messages)
+
+
 def test_stream():
     with FakeLLM() as llm, llm.stream("abc", SamplingParams(max_tokens=5, n=2)) as stream:
         deltas = list(stream)
