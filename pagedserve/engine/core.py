@@ -134,9 +134,11 @@ class EngineCore:
         """Queue a request; what becomes of it goes to its channel, from the engine's threads.
 
         Raises:
-            EngineClosed: the engine was closed, or died.
+            EngineClosed: the engine was closed, or died, or belongs to another process.
             InvalidInput: a request of this id is in the engine.
         """
+        if self._closed is None and not self._thread.is_alive():  # no thread outlives a fork
+            raise EngineClosed("the engine was made before this process forked, and runs in the other; make a new one")
         with self._lock:
             if self._closed is not None:
                 raise EngineClosed(str(self._closed)) from self._closed.__cause__

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The synchronous face on a fake runner."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -187,6 +189,22 @@ def test_closed():
         llm.generate("abc")
     with pytest.raises(EngineClosed, match="was closed"):
         llm.stream("abc")
+
+
+def test_a_forked_child_is_told_that_the_engine_runs_elsewhere():
+    with FakeLLM() as llm:
+        child = os.fork()
+        if child == 0:  # whatever happens, it must not go on with the tests
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            try:
+                llm.generate("abc")
+            except EngineClosed as error:
+                os._exit(0 if "forked" in str(error) else 2)
+            finally:
+                os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert llm.generate("abc", SamplingParams(max_tokens=3))[0].outputs[0].token_ids
 
 
 def test_closing_from_another_thread_frees_who_waits():
