@@ -147,7 +147,9 @@ def lines_of(section: str, kernel: Kernel) -> Iterator[Line]:
 
 
 def function_at(file: str, line: int) -> str:
-    return _functions(file)[line - 1]
+    """The function there. None behind the file's end: nvcc puts some instructions at a line of another file."""
+    functions = _functions(file)
+    return functions[line - 1] if line <= len(functions) else ""
 
 
 @functools.cache
