@@ -158,7 +158,7 @@ def _functions(file: str) -> list[str]:
     found, current = [], ""
     for text in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
         definition = DEFINITION.search(text)
-        current = definition[1] if definition else current
+        current = definition[1] if definition else "kernel" if "PAGEDSERVE_KERNEL" in text else current
         found.append(current)
     return found
 
@@ -209,11 +209,20 @@ def work_of(lines: list[Line], sizes: Sizes, head_dim: int, columns: int, num_ro
     for line in inside(lines, split_loop):
         if not tile_loop[0] <= line.address <= tile_loop[1] and phase_of(line) == "split":
             split += folds if "fold_column" in line.functions else 1
-    merging = [inside(lines, loop) for loop in loops]
-    merging = [
-        body for body in merging if has(body, "MUFU") and all("merge_partials" in line.functions for line in body)
-    ]
-    return Work(tile, split, len(merging[0]) / sizes.merge_ahead if merging else 0.0)
+    return Work(tile, split, merge_slots(lines, sizes.merge_ahead))
+
+
+def merge_slots(lines: list[Line], ahead: int) -> float:
+    """Instructions for one row of a partial: a loop over 32 of them holds one over `ahead`, in which values are added."""
+    loops = [body for body in (inside(lines, loop) for loop in loops_of(lines)) if is_merge(body)]
+    outer = next((body for body in loops if has(body, "MUFU")), [])
+    inner = next((body for body in loops if body[0] in outer and len(body) < len(outer)), [])
+    return len(inner) / ahead + (len(outer) - len(inner)) / 32
+
+
+def is_merge(body: list[Line]) -> bool:
+    """A line or two of what is around it may have moved in."""
+    return sum("merge_partials" in line.functions for line in body) > 0.9 * len(body)
 
 
 def phase_of(line: Line) -> str | None:

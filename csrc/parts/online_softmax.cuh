@@ -38,17 +38,24 @@ struct Parts {
   float older, newer;
 };
 
-// Folds `newer` into `total`: newer is taken as it is where total is empty, and left out where it is empty itself. So
+// Of their maxima. The newer state is taken as it is where the older is empty, and left out where it is empty itself: so
 // splits that a row does not see change no bit of it.
+PAGEDSERVE_DEVICE Parts parts_of(float older, float newer) {
+  const float maximum = larger(older, newer);
+  const Parts parts = {target::exp2_approx(older - maximum), target::exp2_approx(newer - maximum)};
+  if (newer == -infinity()) return {1.f, 0.f};
+  return older == -infinity() ? Parts{0.f, 1.f} : parts;
+}
+
+// Rounded once, wherever it is compiled: a split has the same bits in whichever block it is folded.
+PAGEDSERVE_DEVICE float fold(float total, float newer, const Parts& parts) {
+  return ::fmaf(total, parts.older, newer * parts.newer);
+}
+
+// Folds `newer` into `total`.
 PAGEDSERVE_DEVICE Parts fold(State& total, const State& newer) {
-  if (is_empty(newer)) return {1.f, 0.f};
-  if (is_empty(total)) {
-    total = newer;
-    return {0.f, 1.f};
-  }
-  const float maximum = larger(total.maximum, newer.maximum);
-  const Parts parts = {target::exp2_approx(total.maximum - maximum), target::exp2_approx(newer.maximum - maximum)};
-  total = {maximum, total.sum * parts.older + newer.sum * parts.newer};
+  const Parts parts = parts_of(total.maximum, newer.maximum);
+  total = {larger(total.maximum, newer.maximum), fold(total.sum, newer.sum, parts)};
   return parts;
 }
 
@@ -59,11 +66,11 @@ struct alignas(16) Sums {
 
 // The sums that go with the states. A part of 0 leaves its side out, whatever that holds.
 PAGEDSERVE_DEVICE Sums fold(const Sums& total, const Sums& newer, const Parts& parts) {
-  if (parts.newer == 0.f && parts.older == 1.f) return total;
   Sums sums;
   PAGEDSERVE_UNROLL
   for (int i = 0; i < 4; ++i) {
-    sums.v[i] = parts.older == 0.f ? newer.v[i] * parts.newer : total.v[i] * parts.older + newer.v[i] * parts.newer;
+    const float folded = fold(parts.older == 0.f ? 0.f : total.v[i], newer.v[i], parts);
+    sums.v[i] = parts.newer == 0.f ? total.v[i] : folded;
   }
   return sums;
 }

@@ -82,7 +82,9 @@ KERNEL = [
     line(368, "FFMA R1, R1, R2, R3", "fold_column", "add_warps"),
     line(384, "@P0 BRA 0x0", "run_task"),
     line(400, "MUFU.EX2 R1, R1", "merge_partials"),
-    line(416, "@P0 BRA 0x190", "merge_partials"),
+    line(416, "FFMA R1, R1, R2, R3", "fold", "merge_partials"),
+    line(432, "@P0 BRA 0x1a0", "merge_partials"),
+    line(448, "@P0 BRA 0x190", "merge_partials"),
 ]
 
 
@@ -92,7 +94,7 @@ def test_instructions_are_counted_by_phase():
     assert work.tile["softmax"] == {"exponent": 1}  # a mask is rare
     assert work.tile["copies"] == {"copies": 1, "control": 1}
     assert work.split == 2 + 2  # a warp folds two of eight columns
-    assert work.partial == 2 / 8
+    assert work.partial == 2 / 8 + 2 / 32
     assert work.tile_slots(4) == 9 + 1 + 8 + 2 + 1
 
 

@@ -209,9 +209,16 @@ DECODE_ORDER_MUTANTS = (
     Mutant(
         "partials merged in the wrong order",
         MERGE,
-        "first + i < task.num_partials ? first + i : task.num_partials - 1;",
-        "first + i < task.num_partials ? task.num_partials - 1 - first - i : 0;",
+        "const int64_t index = at_most(first + begin + i, last);",
+        "const int64_t index = last - at_most(first + begin + i, last);",
         "decode bits",
+    ),
+    Mutant(
+        "a maximum over the partials that misses one",
+        MERGE,
+        "if (target::lane_index() >= delta) maximum",
+        "if (target::lane_index() > delta) maximum",
+        "decode values",
     ),
 )
 DECODE_VALUE_MUTANTS = (
@@ -253,8 +260,8 @@ DECODE_VALUE_MUTANTS = (
     Mutant(
         "a NaN that leaks because nothing is multiplied rather than left out",
         "parts/online_softmax.cuh",
-        "parts.older == 0.f ? newer.v[i] * parts.newer : total.v[i]",
-        "total.v[i]",
+        "fold(parts.older == 0.f ? 0.f : total.v[i],",
+        "fold(total.v[i],",
         "decode values",
     ),
     Mutant(

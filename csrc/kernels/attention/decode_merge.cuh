@@ -28,31 +28,65 @@ PAGEDSERVE_DEVICE bool ends_strand(const DecodeCall& call, DecodeShared<C>& shar
 
 constexpr int kMergeAhead = 8;  // partials that are read before the first of them is folded
 
+// By what a row's sums are multiplied, for 32 partials at once: lane i has those of partial i. A maximum is the same in
+// whichever order it is taken, so only the sums wait for each other.
+struct FoldedStates {
+  parts::Parts parts;
+  float sum;      // of partial i, times its part
+  float maximum;  // of all partials up to i
+
+  static PAGEDSERVE_DEVICE FoldedStates of(const parts::State& mine, float before) {
+    float maximum = mine.maximum;
+    PAGEDSERVE_UNROLL
+    for (int delta = 1; delta < target::kWarpSize; delta *= 2) {
+      const float below = target::shuffle_up(maximum, delta);
+      if (target::lane_index() >= delta) maximum = parts::larger(maximum, below);
+    }
+    maximum = parts::larger(maximum, before);
+    const float below = target::shuffle_up(maximum, 1);
+    const parts::Parts parts = parts::parts_of(target::lane_index() == 0 ? before : below, mine.maximum);
+    return {parts, mine.sum * parts.newer, maximum};
+  }
+  PAGEDSERVE_DEVICE parts::Parts parts_at(int i) const {
+    return {target::shuffle(parts.older, i), target::shuffle(parts.newer, i)};
+  }
+};
+
 template <int kWarps>
 PAGEDSERVE_DEVICE void merge_partials(const DecodeCall& call, const DecodeTask& task) {
-  const int head_dim = call.p.head_dim;
+  const int head_dim = call.p.head_dim, last = task.num_partials - 1;
+  const int stride = call.tile_rows * (head_dim + 2);  // floats of a partial
+  const float* partials = call.partial(task.first_partial);
   for (int row = target::warp_index(); row < task.num_rows; row += kWarps) {
-    for (int dim = 4 * target::lane_index(); dim < head_dim; dim += 4 * target::kWarpSize) {
+    const auto* states = reinterpret_cast<const float*>(call.partial_states(task.first_partial) + row);
+    for (int first_dim = 0; first_dim < head_dim; first_dim += 4 * target::kWarpSize) {
+      const int dim = first_dim + 4 * target::lane_index();
+      const float* values = partials + row * head_dim + (dim < head_dim ? dim : 0);
       parts::State total = parts::empty_state();
       parts::Sums sums{};
-      for (int first = 0; first < task.num_partials; first += kMergeAhead) {
-        parts::State states[kMergeAhead];
-        parts::Sums values[kMergeAhead];
-        PAGEDSERVE_UNROLL
-        for (int i = 0; i < kMergeAhead; ++i) {
-          const int index = first + i < task.num_partials ? first + i : task.num_partials - 1;
-          const float* o = call.partial(task.first_partial + index) + static_cast<int64_t>(row) * head_dim + dim;
-          states[i] = call.partial_states(task.first_partial + index)[row];
-          values[i] = *reinterpret_cast<const parts::Sums*>(o);
+      for (int first = 0; first <= last; first += target::kWarpSize) {
+        const int own = first + target::lane_index();
+        const auto& mine =
+            *reinterpret_cast<const parts::State*>(states + static_cast<int64_t>(at_most(own, last)) * stride);
+        const FoldedStates folded = FoldedStates::of(own <= last ? mine : parts::empty_state(), total.maximum);
+        PAGEDSERVE_ROLLED
+        for (int begin = 0; begin < at_most(last + 1 - first, target::kWarpSize); begin += kMergeAhead) {
+          parts::Sums ahead[kMergeAhead];
+          PAGEDSERVE_UNROLL
+          for (int i = 0; i < kMergeAhead; ++i) {
+            const int64_t index = at_most(first + begin + i, last);
+            ahead[i] = *reinterpret_cast<const parts::Sums*>(values + index * stride);
+          }
+          PAGEDSERVE_UNROLL
+          for (int i = 0; i < kMergeAhead; ++i) {  // behind the last one parts are 1 and 0
+            const parts::Parts parts = folded.parts_at(begin + i);
+            total.sum = ::fmaf(total.sum, parts.older, target::shuffle(folded.sum, begin + i));
+            sums = parts::fold(sums, ahead[i], parts);
+          }
         }
-        PAGEDSERVE_UNROLL
-        for (int i = 0; i < kMergeAhead; ++i) {
-          if (first + i >= task.num_partials) break;
-          const parts::Parts parts = parts::fold(total, states[i]);
-          sums = parts::fold(sums, values[i], parts);
-        }
+        total.maximum = target::shuffle(folded.maximum, target::kWarpSize - 1);
       }
-      write_row(call, task, row, dim, total, sums);
+      if (dim < head_dim) write_row(call, task, row, dim, total, sums);
     }
   }
 }
