@@ -213,7 +213,7 @@ def work_of(lines: list[Line], sizes: Sizes, head_dim: int, columns: int, num_ro
 
 
 def merge_slots(lines: list[Line], ahead: int) -> float:
-    """Instructions for one row of a partial: a loop over 32 of them holds one over `ahead`, in which values are added."""
+    """Instructions for one row of a partial: a loop over 32 of them holds one over `ahead` that adds their values."""
     loops = [body for body in (inside(lines, loop) for loop in loops_of(lines)) if is_merge(body)]
     outer = next((body for body in loops if has(body, "MUFU")), [])
     inner = next((body for body in loops if body[0] in outer and len(body) < len(outer)), [])

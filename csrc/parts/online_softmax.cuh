@@ -38,8 +38,8 @@ struct Parts {
   float older, newer;
 };
 
-// Of their maxima. The newer state is taken as it is where the older is empty, and left out where it is empty itself: so
-// splits that a row does not see change no bit of it.
+// Of their maxima. The newer state is taken as it is where the older is empty, and left out where it is empty itself:
+// so splits that a row does not see change no bit of it.
 PAGEDSERVE_DEVICE Parts parts_of(float older, float newer) {
   const float maximum = larger(older, newer);
   const Parts parts = {target::exp2_approx(older - maximum), target::exp2_approx(newer - maximum)};

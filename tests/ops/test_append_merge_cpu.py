@@ -102,7 +102,7 @@ def test_a_row_that_is_not_finite_reads_as_nan(isa, dtype, bad, place):
 @all_isas
 @pytest.mark.parametrize("dtype", LARGEST_CODE, ids=str)
 def test_the_largest_value_survives(isa, dtype):
-    x = torch.randn(500, 40) * torch.logspace(-38, 38, 500)[:, None]
+    x = torch.randn(500, 40).clamp(-3, 3) * torch.logspace(-38, 38, 500)[:, None]  # up to 3e38: finite
     codes, scales = append(x, dtype)
     assert codes.float().abs().amax(-1).max() == LARGEST_CODE[dtype]
     values = codes.double() * scales.double()[:, None]
