@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every exception pagedserve raises. A message says what was given, what is supported, and what to do."""
 
+import reprlib
+from collections.abc import Iterable
+
 
 class PagedServeError(Exception):
     """The root of pagedserve's own exceptions."""
@@ -55,3 +58,12 @@ class StepError(PagedServeError, RuntimeError):
 
 class EngineClosed(PagedServeError, RuntimeError):
     """The engine was closed, or died; the message says which."""
+
+
+def require(owner: object, rules: Iterable[tuple[str, object, str]]) -> None:
+    """Of each field's rule (its name, whether it holds, what is wanted): InvalidInput that names the first broken."""
+    for name, holds, wanted in rules:
+        if not holds:
+            value = getattr(owner, name)
+            given = reprlib.repr(list(value) if isinstance(value, tuple) else value)
+            raise InvalidInput(f"{name} must be {wanted}; got {given}")

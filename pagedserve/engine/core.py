@@ -279,7 +279,7 @@ class EngineCore:
         self.counters.steps += 1
         self.counters.step_s += end - start
         self.counters.output_tokens += len(step.tokens)
-        self._observer.stepped(plan.num_tokens, end - start)
+        self._observer.stepped(plan.shape.num_tokens, end - start)
         self._pending.t, self._pending.completions, self._pending.step = end, sampling, step
         self._decide(
             self._scheduler.apply(ev.StepDone(end, plan.step, step.tokens, step.failed, round(1e3 * (end - start), 3)))

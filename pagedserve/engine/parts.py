@@ -13,6 +13,7 @@ from pagedserve.cache import KVPool, PageLayout
 from pagedserve.engine.limits import choose_limits
 from pagedserve.engine.runner import ModelRunner
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.watched import watched
 from pagedserve.eventlog.writer import EventLog
 from pagedserve.models import LoadedModel, ModelConfig
 from pagedserve.scheduling.config import SchedulerConfig
@@ -107,7 +108,7 @@ def build_parts(
         attention_parity_tokens=attention_parity_tokens(model),
     )
     log = None if event_log is None else EventLog(event_log, config)
-    return runner, Scheduler(config, log), log
+    return runner, watched(config, log), log
 
 
 def attention_parity_tokens(model: ModelConfig) -> int:

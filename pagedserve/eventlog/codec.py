@@ -15,9 +15,10 @@ from operator import index
 from typing import Any, NamedTuple, get_args
 
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.watched import Record
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
-from pagedserve.scheduling.events import Decision, Record
+from pagedserve.scheduling.events import Decision
 
 VERSION = 3
 

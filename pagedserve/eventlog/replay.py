@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pagedserve.eventlog.codec import Session
+from pagedserve.eventlog.watched import Planned, Record
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
@@ -20,9 +21,7 @@ from pagedserve.scheduling.events import (
     Event,
     Expire,
     Finish,
-    Planned,
     Preempt,
-    Record,
     Reject,
     Resize,
     StepDone,
@@ -58,7 +57,7 @@ def compare(session: Session) -> Comparison:
     for number, ((record, decided), (again, plan)) in enumerate(zip(session.entries, replayed, strict=True), 2):
         if isinstance(record, Planned):
             was: object = (record.step, record.num_tokens, record.predicted_ms)
-            now: object = None if plan is None else (plan.step, plan.num_tokens, plan.predicted_ms)
+            now: object = None if plan is None else (plan.step, plan.shape.num_tokens, plan.predicted_ms)
         else:
             was, now = decided, again
         result.decisions += 1 if isinstance(record, Planned) else max(len(decided), len(again))

@@ -9,8 +9,9 @@ from os import PathLike
 
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import encode, encode_header
+from pagedserve.eventlog.watched import Record
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.events import Decision, Record
+from pagedserve.scheduling.events import Decision
 
 _MAGIC = b'{"pagedserve_log"'
 

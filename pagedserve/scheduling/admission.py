@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from pagedserve.scheduling import policy, promises
 from pagedserve.scheduling.batch import DecodeBatch, Flight
 from pagedserve.scheduling.bookings import Bookings
 from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
 from pagedserve.scheduling.cost import CostModel, StepShape
-from pagedserve.scheduling.events import StepDone
 from pagedserve.scheduling.memory import Memory
 from pagedserve.scheduling.queue import FairQueue, SequenceHeap
 from pagedserve.scheduling.request import Sequence, State
@@ -19,29 +20,24 @@ from pagedserve.scheduling.request import Sequence, State
 Refusal = tuple[str, str] | tuple[str, str, float | None, float | None]  # a Reject's fields but the id
 
 
+@dataclass(eq=False)
 class Admission:
-    """On the scheduler's own memory, queue, deadlines, decodes, prompts and free rows."""
+    """On the scheduler's own parts."""
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        memory: Memory,
-        queue: FairQueue,
-        deadlines: SequenceHeap,
-        decodes: DecodeBatch,
-        prompts: list[Sequence],
-        rows: list[int],
-    ) -> None:
-        self.cost = CostModel(config.prices)
-        self.trust = promises.Trust()
-        self.bookings = Bookings()
+    _config: SchedulerConfig
+    _memory: Memory
+    _queue: FairQueue
+    _deadlines: SequenceHeap
+    _decodes: DecodeBatch
+    _prompts: list[Sequence]
+    _rows: list[int]  # free ones
+
+    def __post_init__(self) -> None:
+        self.cost, self.trust, self.bookings = CostModel(self._config.prices), promises.Trust(), Bookings()
         self.targets = SequenceHeap(lambda seq, key: seq.state is State.RUNNING)  # of TPOT, of those that run
-        self._config, self._memory, self._queue, self._deadlines = config, memory, queue, deadlines
-        self._decodes, self._prompts, self._rows = decodes, prompts, rows
+        self.draining = False  # nobody is taken any more
         self._done_s = -math.inf  # when the last step was done
-        self._lefts: promises.Lefts | None = (
-            None  # of those that run, at the latest refusal or admission; None where they changed
-        )
+        self._lefts: promises.Lefts | None = None  # of those that run, when last asked for; None since they changed
 
     @property
     def limit_ms(self) -> float:
@@ -57,10 +53,11 @@ class Admission:
 
     def refusal(self, seq: Sequence, now: float, num_pages: int, num_waiting: int) -> Refusal | None:
         """Why a newcomer cannot be served, or not in time; or None."""
+        if self.draining:
+            return "draining", "the engine finishes what it has and takes no more requests"
         config, trust, tenants = self._config, self.trust, self._config.tenants
         if tenants and seq.arrival.tenant not in tenants:
-            known = ", ".join(sorted(tenants))
-            return "invalid", f"tenant {seq.arrival.tenant!r} is unknown; known: {known}"
+            return "invalid", f"tenant {seq.arrival.tenant!r} is unknown; known: {', '.join(sorted(tenants))}"
         problem = policy.never_fits(seq.num_prompt, seq.arrival.max_tokens, config, num_pages)
         if problem is not None:
             return "never_fits", problem
@@ -75,7 +72,7 @@ class Admission:
             return None
         own_tokens = seq.num_prompt - self._memory.num_cached(seq)
         self._lefts = self._lefts or self._count_lefts()
-        ahead_tokens = self._queue.ahead(seq.arrival.tenant, seq.priority, own_tokens)
+        ahead_tokens = self._queue.ahead(seq.arrival.tenant, seq.arrival.priority, own_tokens)
         wait = self._forecast(self._lefts, ahead_tokens, own_tokens)
         first_s, step_s, between_s = (ms / 1e3 * trust.stretch for ms in wait)
         if is_full:
@@ -104,7 +101,7 @@ class Admission:
                 return None
             if seq.due_s <= now or (num_running and self._is_too_late(seq, now)):
                 self._queue.remove(seq)
-                seq.due_s = now  # the next event lets it expire
+                seq.due_s = min(seq.due_s, now)  # the next event lets it expire
                 self._deadlines.push(seq.due_s, seq)
                 continue
             reserve = policy.watermark_pages(self._config, pages.num_pages, num_running)
@@ -147,21 +144,25 @@ class Admission:
         """Who runs is about to change."""
         self._lefts = None
 
-    def measure(self, flight: Flight, done: StepDone, now: float) -> None:
-        """What a step's time says of the cost of steps. Those that only decode are alike: one in four is looked at."""
-        if flight.prompts or done.step % 4 == 0 or self.cost.num_measured < 32 or self.cost.error > 0.3:
-            ms = 1e3 * (now - flight.t) if done.ms is None else done.ms
-            if ms > 0 and flight.t - self._done_s < ms / 1e3:
-                self.trust.period_took(ms / 1e3, now - self._done_s)
-            self.cost.learn(flight.plan.shape, ms)
-        self._done_s = now
+    def measure(self, flight: Flight, ends_s: Iterable[float], took_ms: Callable[[int], float]) -> None:
+        """What the times of steps say of their cost: of the flight's, and of those like it that followed at once.
+
+        Steps that only decode are alike: one in four is looked at. took_ms: of the first, of the second...
+        """
+        shape, step, t = flight.plan.shape, flight.plan.step, flight.t
+        for i, end_s in enumerate(ends_s):
+            if flight.prompts or (step + i) % 4 == 0 or self.cost.num_measured < 32 or self.cost.error > 0.3:
+                ms = took_ms(i)
+                if ms > 0 and t - self._done_s < ms / 1e3:
+                    self.trust.period_took(ms / 1e3, end_s - self._done_s)
+                self.cost.learn(shape.later(i), ms)
+            self._done_s = t = end_s
 
     def first_token(self, seq: Sequence, now: float) -> None:
         """seq gets its first token now."""
         seq.is_late = now > seq.first_due_s
         if seq.had_to_wait:
-            num, context = len(self._decodes), self._decodes.context
-            step_s = self.cost.ms(StepShape(num, num, context, 0)) / 1e3
+            step_s = self.cost.ms(StepShape(len(self._decodes), len(self._decodes), self._decodes.context, 0)) / 1e3
             self.trust.first_token_took(seq.predicted_s, now - seq.arrival.t, step_s)
 
     def ended(self, seq: Sequence, reason: str, stats: SchedulerStats) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Sequence as Seq
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pagedserve.scheduling.events import StepPlan
+from pagedserve.scheduling.cost import StepShape
+from pagedserve.scheduling.events import Chunk, StepPlan
 from pagedserve.scheduling.request import Sequence
 
 
@@ -64,12 +65,12 @@ class DecodeBatch:
         seq.due_tick = self._tick + min(seq.max_len - length, len(seq.pages) * page_size - length + 1)
         self._calendar.setdefault(seq.due_tick, []).append(seq)
 
-    def append(self, tokens: Seq[int]) -> None:
+    def append(self, tokens: Collection[int]) -> None:
         """A token for each sequence."""
         deque(map(array.append, self._tokens, tokens), maxlen=0)
         self.context += len(tokens)
 
-    def may_stop(self, tokens: Seq[int]) -> bool:
+    def may_stop(self, tokens: Collection[int]) -> bool:
         """One of the tokens is somebody's stop token."""
         return not self._stops.keys().isdisjoint(tokens)
 
@@ -83,11 +84,29 @@ class DecodeBatch:
                 due.append(seq)
         return due
 
+    def leap(self, num_steps: int, token: int) -> Iterator[list[Sequence]]:
+        """Each gets the token in each of so many steps; those that outgrew their pages, step by step."""
+        end = self._tick + num_steps
+        while self._tick < end:
+            due = next((tick for tick in range(self._tick + 1, end) if tick in self._calendar), end)
+            run = array("Q", [token]) * (due - self._tick)
+            for tokens in self._tokens:
+                tokens.extend(run)
+            self.context += len(run) * len(self)
+            self._tick = due - 1
+            yield self.advance()
+
     def _own(self) -> None:
         if self.lent:
             self.seqs, self.rows, self.ids = self.seqs.copy(), self.rows.copy(), self.ids.copy()
             self._tokens = self._tokens.copy()
             self.lent = False
+
+
+def next_chunk(seq: Sequence, most: int) -> Chunk:
+    """Of a prompt, from where it stands, of at most so many tokens."""
+    num_tokens = min(most, len(seq.tokens) - seq.computed)
+    return Chunk(seq.id, seq.row, seq.computed, num_tokens, seq.computed + num_tokens == len(seq.tokens))
 
 
 @dataclass(slots=True)
@@ -99,7 +118,17 @@ class Flight:
     prompts: list[Sequence]  # beside plan.chunks
     t: float  # when it was planned
     alone: bool = False  # one suspect of a failed step
-    thinned: bool = False  # a sequence ended since it was planned
+    thinned: bool = False  # not of all that decode: one is alone, or one ended since it was planned
+
+    @staticmethod
+    def of_one(plan: StepPlan, seq: Sequence, num_tokens: int, t: float) -> Flight:
+        """A suspect of a failed step, with at most so many tokens; plan says of nobody else."""
+        if seq.slot >= 0:
+            plan.decode_rows, plan.decode_ids, plan.shape = [seq.row], [seq.id], StepShape(1, 1, len(seq.tokens), 0)
+            return Flight(plan, [seq], [], t, alone=True, thinned=True)
+        plan.chunks.append(next_chunk(seq, num_tokens))
+        plan.shape = plan.shape.plus(seq.computed, plan.chunks[0].num_tokens)
+        return Flight(plan, [], [seq], t, alone=True, thinned=True)
 
     @property
     def seqs(self) -> list[Sequence]:

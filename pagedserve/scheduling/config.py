@@ -7,8 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pagedserve.errors import InvalidInput
+from pagedserve.errors import require
 from pagedserve.scheduling.cost import StepPrices
+
+
+def is_count(value: object, least: int, most: int = 1 << 60) -> bool:
+    """An int in these bounds."""
+    return type(value) is int and least <= value <= most
+
+
+def is_above(value: object) -> bool:
+    """A finite number above 0."""
+    return isinstance(value, (int, float)) and 0 < value < math.inf
 
 
 @dataclass(slots=True)
@@ -65,12 +75,6 @@ class SchedulerConfig:
     prices: StepPrices = field(default_factory=StepPrices)  # of a step's time, to begin with
 
     def __post_init__(self) -> None:
-        def is_count(value: object, least: int) -> bool:
-            return type(value) is int and value >= least
-
-        def is_above(value: object) -> bool:
-            return isinstance(value, (int, float)) and 0 < value < math.inf
-
         names = isinstance(self.tenants, Mapping) and all(isinstance(name, str) for name in self.tenants)
         counts = ("num_pages", "page_size", "max_seqs", "max_model_len", "attention_parity_tokens")
         rules = [(name, is_count(getattr(self, name), 1), "an int of at least 1") for name in counts]
@@ -87,6 +91,4 @@ class SchedulerConfig:
             ("tpot_target_s", self.tpot_target_s is None or is_above(self.tpot_target_s), "seconds above 0, or None"),
             ("tenants", names and all(map(is_above, self.tenants.values())), "names with finite weights above 0"),
         ]
-        for name, holds, wanted in rules:
-            if not holds:
-                raise InvalidInput(f"{name} must be {wanted}; got {getattr(self, name)!r}")
+        require(self, rules)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from operator import mul
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from pagedserve.errors import InvalidInput
 NOISE = 0.01  # variance of a step's relative error: 10 %
 DRIFT = 1e-4  # variance that a price gains per step
 RECENT = 1 / 32  # weight of the latest step in what is said of the error
-PRICES = ("weights_ms", "token_ms", "context_ms", "pair_ms", "seq_ms", "step_ms")
 
 
 class StepShape(NamedTuple):
@@ -35,6 +34,10 @@ class StepShape(NamedTuple):
         """With one more sequence, whose tokens [start, start + num_tokens) are computed."""
         pairs = self.pairs + num_tokens * start + num_tokens * (num_tokens + 1) // 2
         return StepShape(self.num_tokens + num_tokens, self.num_seqs + 1, self.context, pairs)
+
+    def later(self, num_steps: int) -> StepShape:
+        """Of a step that only decodes, so many steps later."""
+        return StepShape(self.num_tokens, self.num_seqs, self.context + num_steps * self.num_seqs, self.pairs)
 
 
 NO_STEP = StepShape(0, 0, 0, 0)
@@ -78,7 +81,7 @@ class CostModel:
     @property
     def prices(self) -> StepPrices:
         """As learnt so far."""
-        return StepPrices(**dict(zip(PRICES, self._prices, strict=True)), uncertainty=min(1.0, max(0.05, self.error)))
+        return replace(StepPrices(*self._prices), uncertainty=min(1.0, max(0.05, self.error)))
 
     @property
     def is_known(self) -> bool:
@@ -106,6 +109,8 @@ class CostModel:
         weight = max(RECENT, 1 / self.num_measured)
         self.error += weight * (abs(off) - self.error)
         self.bias += weight * (off - self.bias)
+        if not self._cap:
+            return
         shares = [term / predicted for term in terms]
         spread = [sum(map(mul, row, shares)) for row in self._covariance]
         variance = sum(map(mul, shares, spread)) + NOISE
@@ -113,7 +118,8 @@ class CostModel:
         pull = max(-most, min(most, off)) / variance
         self._surprises = self._surprises + 1 if abs(off) > most else 0
         for i, (gain, row) in enumerate(zip(spread, self._covariance, strict=True)):
-            step = max(-1.9, min(1.9, gain * pull))
+            step = gain * pull
+            step = step if -1.9 < step < 1.9 else math.copysign(1.9, step)
             self._prices[i] *= (2 + step) / (2 - step)
             self._covariance[i] = row = [a - gain * b / variance for a, b in zip(row, spread, strict=True)]
             row[i] += DRIFT if row[i] < self._cap else 0.0

@@ -83,18 +83,6 @@ class Drain:
 Event = Arrive | Abort | StepDone | StepFailed | Resize | Drain
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A step was planned here. Not an event: what a log holds beside them, so that replay plans at the same places."""
-
-    t: float
-    step: int
-    num_tokens: int
-    predicted_ms: float = 0.0
-
-
-Record = Event | Planned
-
 # Decisions
 
 
@@ -181,7 +169,3 @@ class StepPlan:
     graph_bucket: int = 0  # the batch size whose captured graph holds this step; 0: none does
     shape: StepShape = NO_STEP
     predicted_ms: float = 0.0  # that computing a step of this shape will take
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.decode_rows) + sum(chunk.num_tokens for chunk in self.chunks)

@@ -54,7 +54,7 @@ def choose_victim(running: Iterable[Sequence], last: Sequence | None, attention_
 
     def price(seq: Sequence) -> tuple[int, float, int]:
         cost = recompute_cost(seq.prefix_hit_tokens, seq.num_computed, attention_parity_tokens)
-        return seq.priority, cost * (1 + seq.preemptions), -seq.order
+        return seq.arrival.priority, cost * (1 + seq.preemptions), -seq.order
 
     return min(candidates, key=price)
 

@@ -115,5 +115,5 @@ class FairQueue:
     def _count(self, seq: Sequence, tenant: Tenant, sign: int) -> None:
         tenant.num_waiting += sign
         self.num += sign
-        tenant.tokens[seq.priority] += sign * seq.waiting_tokens
+        tenant.tokens[seq.arrival.priority] += sign * seq.waiting_tokens
         self.num_tokens += sign * seq.waiting_tokens

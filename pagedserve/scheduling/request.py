@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import enum
 import math
-import reprlib
 from array import array
 from typing import TYPE_CHECKING
 
-from pagedserve.errors import InvalidInput
+from pagedserve.errors import require
+from pagedserve.scheduling.config import is_above, is_count
 from pagedserve.scheduling.events import Arrive
 from pagedserve.scheduling.prefix import Node
 
@@ -33,7 +33,7 @@ class Sequence:
     """
 
     __slots__ = (  # thousands are looked at in turn: what is together in memory is there sooner
-        *("arrival", "id", "tokens", "num_prompt", "max_len", "min_len", "stop_token_ids", "priority", "order", "key"),
+        *("arrival", "id", "tokens", "num_prompt", "max_len", "min_len", "stop_token_ids", "order", "key"),
         *("first_due_s", "end_due_s", "due_s", "predicted_s", "is_late", "tenant", "waits", "waiting_tokens"),
         *("expected_tokens", "num_starts", "has_place", "had_to_wait", "was_held", "state", "followers", "preemptions"),
         *("prefix_hit_tokens", "peak", "needs_pages", "row", "slot", "due_tick", "computed", "pages", "host_pages"),
@@ -48,7 +48,6 @@ class Sequence:
         self.max_len = len(prompt) + event.max_tokens  # tokens at which it ends
         self.min_len = len(prompt) + event.min_tokens  # tokens from which a stop token ends it
         self.stop_token_ids = event.stop_token_ids
-        self.priority = event.priority
         self.order = order  # it came as the how-manyth
         self.key = key  # its place in the queue (policy.waiting_key)
         ttft_s, total_s = (math.inf if wait is None else wait for wait in (event.ttft_deadline_s, event.deadline_s))
@@ -93,10 +92,6 @@ def is_finite(value: object) -> bool:
 
 def read_prompt(event: Arrive) -> array[int]:
     """The prompt in 64-bit ints; InvalidInput that names the field where something is wrong with the arrival itself."""
-
-    def is_count(value: object, least: int, most: int = 1 << 60) -> bool:
-        return type(value) is int and least <= value <= most
-
     try:
         prompt = array("Q", event.prompt if isinstance(event.prompt, array) else iter(event.prompt))
     except (TypeError, OverflowError):
@@ -115,10 +110,6 @@ def read_prompt(event: Arrive) -> array[int]:
     ]
     for name in ("ttft_deadline_s", "tpot_target_s", "deadline_s"):
         value = getattr(event, name)
-        rules.append((name, value is None or (is_finite(value) and value > 0), "a number of seconds above 0, or None"))
-    for name, holds, wanted in rules:
-        if not holds:
-            given = getattr(event, name)
-            given = reprlib.repr(list(given) if isinstance(given, tuple) else given)
-            raise InvalidInput(f"{name} must be {wanted}; got {given}")
+        rules.append((name, value is None or is_above(value), "a number of seconds above 0, or None"))
+    require(event, rules)
     return prompt

@@ -7,23 +7,20 @@ import heapq
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
-from pagedserve.errors import InvalidInput
+from pagedserve.errors import InvalidInput, require
 from pagedserve.scheduling import events, policy
-from pagedserve.scheduling.admission import Admission, Refusal
-from pagedserve.scheduling.batch import DecodeBatch, Flight
-from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats
+from pagedserve.scheduling.admission import Admission
+from pagedserve.scheduling.batch import DecodeBatch, Flight, next_chunk
+from pagedserve.scheduling.config import SchedulerConfig, SchedulerStats, is_count
 from pagedserve.scheduling.cost import StepShape
-from pagedserve.scheduling.events import Chunk, Decision, Event, Finish, Planned, Record, Reject, StepPlan
+from pagedserve.scheduling.events import Chunk, Decision, Event, Finish, Reject, StepPlan
 from pagedserve.scheduling.memory import Memory
 from pagedserve.scheduling.queue import FairQueue, SequenceHeap
 from pagedserve.scheduling.request import Sequence, State, is_finite, read_prompt
-
-OnEvent = Callable[[Record, list[Decision]], object]
 
 
 class Scheduler:
@@ -36,14 +33,11 @@ class Scheduler:
     in tokens and, beside decodes with a TPOT target, in predicted ms. A prompt starts when there are pages for all of
     it; a sequence that outgrows its pages takes them from a victim, which is queued again and loses no token.
 
-    on_event is called after each event with its decisions, and after each plan with a Planned; for logs.
-
     Cost of a step: an append per sequence that decodes, and work for those that start, end or fill a page.
     """
 
-    def __init__(self, config: SchedulerConfig, on_event: OnEvent | None = None) -> None:
+    def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self._on_event = on_event
         self._stats = SchedulerStats()  # only its counts
         self._memory = Memory(config, self._stats)
         self._seqs: dict[str, Sequence] = {}  # every request that is not over
@@ -60,7 +54,7 @@ class Scheduler:
         self._decisions: list[Decision] = []  # of the event being applied
         self._outgrown: list[Sequence] = []  # by its tokens, their pages
         self._last_victim: Sequence | None = None
-        self._draining, self._now = False, -math.inf
+        self._now = -math.inf
         self._num_arrived = self._num_steps = 0
 
     def sequence(self, id: str) -> Sequence:
@@ -113,12 +107,11 @@ class Scheduler:
         elif isinstance(event, events.StepFailed):
             self._step_failed(event)
         elif isinstance(event, events.Resize):
-            if type(event.num_pages) is not int or event.num_pages < 1:
-                raise InvalidInput(f"a pool has at least 1 page; Resize got {event.num_pages!r}")
+            require(event, [("num_pages", is_count(event.num_pages, 1), "an int of at least 1")])
             self._num_pages, self._resized = event.num_pages, True
             self._fit_pool()
         elif isinstance(event, events.Drain):
-            self._draining = True
+            self.admission.draining = True
         else:
             raise InvalidInput(f"{type(event).__name__} is not an event")
         while (late := self._deadlines.head()) is not None and late.due_s <= self._now:
@@ -126,15 +119,15 @@ class Scheduler:
                 self._end(late, events.Expire(late.id))
             else:
                 self._finish(late, "deadline", "its total deadline passed before its last token")
-        if self._on_event is not None:
-            self._on_event(event, self._decisions)
         return self._decisions
 
     def _arrive(self, event: events.Arrive) -> None:
         key = policy.waiting_key(event.t, event.priority, self.config.priority_s) if is_finite(event.t) else 0.0
         try:
             seq = Sequence(event, read_prompt(event), self._num_arrived, key)
-            refused = self._refusal(seq)
+            if seq.id in self._seqs:
+                raise InvalidInput(f"a request with id {seq.id!r} is not over yet; choose another id")
+            refused = self.admission.refusal(seq, self._now, self._num_pages, self.num_waiting)
             self._stats.places_claimed += seq.has_place
             self._stats.places_kept += seq.has_place and refused is None
         except InvalidInput as error:
@@ -153,14 +146,6 @@ class Scheduler:
         if seq.due_s < math.inf:
             self._deadlines.push(seq.due_s, seq)
         self._decisions.append(events.Admit(seq.id, seq.predicted_s if seq.predicted_s < math.inf else None))
-
-    def _refusal(self, seq: Sequence) -> Refusal | None:
-        """Why a valid arrival is refused; or None."""
-        if seq.id in self._seqs:
-            return "invalid", f"a request with id {seq.id!r} is not over yet; choose another id"
-        if self._draining:
-            return "draining", "the engine finishes what it has and takes no more requests"
-        return self.admission.refusal(seq, self._now, self._num_pages, self.num_waiting)
 
     def _landing(self, step: int) -> Flight:
         """The step in flight, whose result came."""
@@ -183,7 +168,8 @@ class Scheduler:
             if seq.id in event.failed and seq.state is State.RUNNING:
                 self._finish(seq, "error", "its token could not be computed: no logit was a number", sound=False)
         self._flight = None
-        self.admission.measure(flight, event, self._now)
+        took_ms = 1e3 * (self._now - flight.t) if event.ms is None else event.ms
+        self.admission.measure(flight, (self._now,), lambda i: took_ms)
         if num_decodes:
             self._decoded(flight, tokens if num_decodes == num_samples else tokens[:num_decodes])
         sampled = iter(tokens[num_decodes:])
@@ -194,9 +180,39 @@ class Scheduler:
         self._grow()
         self._fit_pool()
 
-    def _decoded(self, flight: Flight, tokens: Seq[int]) -> None:
+    def horizon(self) -> tuple[int, float]:
+        """How many steps, from the one in flight on, can be leapt over, and the time before which they must end.
+
+        They only decode: nobody starts, ends or gives way, but for a stop token or an event between. O(sequences).
+        """
+        flight, decodes, late = self._flight, self._decodes, self._deadlines.head()
+        if flight is None or flight.prompts or flight.thinned or self._resized or (self._rows and self._queue.head()):
+            return 0, math.inf
+        left = min(seq.max_len - len(seq.tokens) for seq in decodes.seqs)
+        fits = self._memory.pages.num_available // len(decodes) * self.config.page_size  # in a page more for each
+        return min(left - 1, fits), late.due_s if late else math.inf
+
+    def leap(self, ends_s: list[float], took_ms: Callable[[int], float], token: int) -> None:
+        """Many steps at once, within the horizon: those that ended at ends_s are done, and the next one is in flight.
+
+        As their StepDones (took_ms: of the first, the second...) and plans would have left it, but that the next plan
+        carries all page writes. Every sequence got the token in each; it is nobody's stop token."""
+        flight, (steps, until_s) = self._flight, self.horizon()
+        if flight is None or not 0 < len(ends_s) <= steps or ends_s[-1] >= until_s or self._decodes.may_stop([token]):
+            raise InvalidInput(f"no leap of {len(ends_s)} steps to {ends_s[-1:]}: the horizon is {steps}, {until_s} s")
+        self.admission.measure(flight, ends_s, took_ms)
+        for due in self._decodes.leap(len(ends_s), token):
+            for seq in due:
+                self._settle(seq)
+            self._grow()
+        plan, flight.t = flight.plan, ends_s[-1]
+        plan.step, plan.shape = plan.step + len(ends_s), plan.shape.later(len(ends_s))
+        plan.predicted_ms = self.admission.cost.ms(plan.shape)
+        self._now, self._num_steps = ends_s[-1], plan.step + 1
+
+    def _decoded(self, flight: Flight, tokens: Collection[int]) -> None:
         """Each of the flight's decodes got its token."""
-        if flight.thinned or flight.alone:
+        if flight.thinned:
             for seq, token in zip(flight.decodes, tokens, strict=True):
                 if seq.state is State.RUNNING:
                     seq.tokens.append(token)
@@ -224,14 +240,13 @@ class Scheduler:
         self._prompts.remove(seq)
         self._decodes.join(seq)
         self._release_followers(seq)
-        if token in seq.stop_token_ids and len(seq.tokens) >= seq.min_len:
-            self._finish(seq, "stop")
-        else:
-            self._settle(seq)
+        self._settle(seq)
 
     def _settle(self, seq: Sequence) -> None:
         """seq got a token that may have been its last, or the last that its pages hold."""
-        if len(seq.tokens) >= seq.max_len:
+        if seq.tokens[-1] in seq.stop_token_ids and len(seq.tokens) >= seq.min_len:
+            self._finish(seq, "stop")
+        elif len(seq.tokens) >= seq.max_len:
             self._finish(seq, "length")
         elif len(seq.tokens) > len(seq.pages) * self.config.page_size:
             self._memory.cache_computed(seq)
@@ -338,23 +353,14 @@ class Scheduler:
         plan.step, plan.predicted_ms = self._num_steps, self.admission.cost.ms(plan.shape)
         self.admission.changed()
         self._num_steps += 1
-        if self._on_event is not None:
-            self._on_event(Planned(t, plan.step, plan.num_tokens, plan.predicted_ms), [])
         return plan
 
     def _plan_suspect(self) -> Flight | None:
         """One sequence of a failed step, alone."""
         while self._suspects:
             seq, num_tokens = self._suspects.popleft()
-            if seq.state is not State.RUNNING:
-                continue
-            plan, decodes = self._memory.take_plan(), seq.slot >= 0
-            if decodes:
-                plan.decode_rows, plan.decode_ids, plan.shape = [seq.row], [seq.id], StepShape(1, 1, len(seq.tokens), 0)
-            else:
-                plan.chunks.append(self._chunk(seq, num_tokens))
-                plan.shape = plan.shape.plus(seq.computed, plan.chunks[0].num_tokens)
-            return Flight(plan, [seq] * decodes, [seq] * (not decodes), self._now, alone=True)
+            if seq.state is State.RUNNING:
+                return Flight.of_one(self._memory.take_plan(), seq, num_tokens, self._now)
         return None
 
     def _plan_batch(self) -> Flight | None:
@@ -365,8 +371,7 @@ class Scheduler:
         limit_ms = self.admission.limit_ms if num_decodes and (self._prompts or self._queue.num) else math.inf
         prompts: list[Sequence] = []
         chunks: list[Chunk] = []
-        begun = iter(self._prompts.copy())
-        held: list[Sequence] = []
+        begun, held = iter(self._prompts.copy()), list[Sequence]()
         # A page's worth of tokens goes into any step, or a target that cannot be met would stop every prompt.
         while budget > 0 and (not chunks or cost.ms(shape.plus(0, 1)) <= limit_ms):
             seq = next(begun, None)
@@ -376,7 +381,7 @@ class Scheduler:
                 break
             num_left = min(budget, len(seq.tokens) - seq.computed)
             most = cost.most_within(limit_ms, num_left, partial(shape.plus, seq.computed))
-            chunk = self._chunk(seq, min(budget, max(most, 1 if chunks else self.config.page_size)))
+            chunk = next_chunk(seq, min(budget, max(most, 1 if chunks else self.config.page_size)))
             prompts.append(seq)
             chunks.append(chunk)
             budget -= chunk.num_tokens
@@ -387,12 +392,7 @@ class Scheduler:
             return None
         decodes.lent = True
         plan = self._memory.take_plan()
-        plan.decode_rows, plan.decode_ids, plan.chunks = decodes.rows, decodes.ids, chunks
-        plan.shape = shape
+        plan.decode_rows, plan.decode_ids, plan.chunks, plan.shape = decodes.rows, decodes.ids, chunks, shape
         if not chunks and self.config.graph_buckets and num_decodes <= self.config.graph_buckets[-1]:
             plan.graph_bucket = self.config.graph_buckets[bisect_left(self.config.graph_buckets, num_decodes)]
         return Flight(plan, decodes.seqs, prompts, self._now)
-
-    def _chunk(self, seq: Sequence, budget: int) -> Chunk:
-        num_tokens = min(budget, len(seq.tokens) - seq.computed)
-        return Chunk(seq.id, seq.row, seq.computed, num_tokens, seq.computed + num_tokens == len(seq.tokens))

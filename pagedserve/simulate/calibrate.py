@@ -15,9 +15,10 @@ from os import PathLike
 
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import read_log
+from pagedserve.eventlog.watched import Planned, Record
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
-from pagedserve.scheduling.events import Planned, Record, StepDone, StepFailed
+from pagedserve.scheduling.events import StepDone, StepFailed
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate.cost import StepCurve, hat_weights
 from pagedserve.simulate.hardware import Constant, Machine

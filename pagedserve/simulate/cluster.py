@@ -7,11 +7,12 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.watched import OnEvent
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.events import Decision, Expire, Finish, Reject
-from pagedserve.scheduling.scheduler import OnEvent
 from pagedserve.simulate.autoscaling import Autoscaler, Load, Trend
 from pagedserve.simulate.balancing import Balancer, LeastBacklog
 from pagedserve.simulate.cost import StepLaw
@@ -19,6 +20,8 @@ from pagedserve.simulate.replica import Replica, Visit
 from pagedserve.simulate.results import SERVED, Results, Sample
 from pagedserve.simulate.workload import Request
 
+COMES, LOOK, STEP_END = range(3)  # what goes first of what happens at the same time
+Act = Callable[[float], None]
 Progress = Callable[[float, int], None]  # virtual seconds, requests that came so far
 
 
@@ -78,7 +81,7 @@ class Cluster:
         self._balancer = balancer or LeastBacklog()
         self._returns, self._scaling = returns, scaling
         self._sample_s, self._progress = sample_s, progress
-        self._heap: list[tuple[float, int, Callable[[float], None]]] = []
+        self._heap: list[tuple[float, int, int, int, Act]] = []
         self._num_pushed = 0
         self._num_open = 0  # requests at a replica, or on their way back to one
         self._more = True  # requests are yet to come
@@ -104,7 +107,7 @@ class Cluster:
         t, heap = 0.0, self._heap
         for number, request in enumerate(requests):
             while heap and heap[0][0] < request.arrival_s:
-                t, _, act = heapq.heappop(heap)
+                t, *_, act = heapq.heappop(heap)
                 act(t)
             t = request.arrival_s
             if self._progress is not None and number % 1024 == 0:
@@ -114,34 +117,42 @@ class Cluster:
             self._route(Visit(number, request, 0, t), t)
         self._more = False
         while self._num_open:
-            t, _, act = heapq.heappop(heap)
+            t, *_, act = heapq.heappop(heap)
             act(t)
         self._close(t)
         return self.results
 
-    def _push(self, t: float, act: Callable[[float], None]) -> None:
+    def _push(self, t: float, act: Act, order: int = LOOK, number: int = 0) -> None:
         self._num_pushed += 1
-        heapq.heappush(self._heap, (t, self._num_pushed, act))
+        heapq.heappush(self._heap, (t, order, number, self._num_pushed, act))
 
     def _route(self, visit: Visit, t: float) -> None:
         # Who comes back goes where a place is kept. While nobody serves yet, all wait at the one that will be first.
         replica = visit.replica
         if replica is None or replica not in self._ready:
             replica = self._ready[self._balancer.choose(self._ready, visit.request) if len(self._ready) > 1 else 0]
-        replica.submit(visit)
+        end_s = replica.end_s
+        replica.submit(visit, t)
         if not replica.busy:
             self._begin(replica, t)
+        elif replica.end_s < end_s:
+            self._await(replica)
 
     def _begin(self, replica: Replica, t: float) -> None:
-        end_s = replica.begin(t)
-        if end_s is not None:
-            self._push(end_s, lambda t: self._end(replica, t))
+        replica.begin(t)
+        if replica.busy:
+            self._await(replica)
         elif replica in self._leaving:
             self._retire(replica, t)
 
+    def _await(self, replica: Replica) -> None:
+        # Of steps that end together the first replica's is first, whichever began sooner: a leap begins long before.
+        self._push(replica.end_s, partial(self._end, replica), STEP_END, replica.number)
+
     def _end(self, replica: Replica, t: float) -> None:
-        replica.end(t)
-        self._begin(replica, t)
+        if t == replica.end_s:  # else it was brought forward
+            replica.end(t)
+            self._begin(replica, t)
 
     def _ended(self, visit: Visit, decision: Decision, t: float) -> None:
         request, retry_after_s, output_tokens = visit.request, None, 0
@@ -166,7 +177,7 @@ class Cluster:
         )
         if retry_after_s is not None and visit.attempt < self._returns:
             again = Visit(visit.number, request, visit.attempt + 1, t + retry_after_s, visit.replica)
-            self._push(again.arrival_s, lambda t: self._route(again, t))
+            self._push(again.arrival_s, partial(self._route, again), COMES)
         else:
             self._num_open -= 1
 

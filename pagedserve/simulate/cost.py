@@ -25,6 +25,13 @@ class StepLaw(Protocol):
     def ms(self, shape: StepShape) -> float: ...
 
 
+def decode_ms(law: StepLaw, shape: StepShape, count: int) -> list[float]:
+    """What so many steps take that only decode, one after the other, the first of this shape."""
+    if isinstance(law, StepCurve):
+        return law.decode_ms(shape, count)
+    return [law.ms(shape.later(steps)) for steps in range(count)]
+
+
 class StepCurve:
     """The formula above.
 
@@ -61,12 +68,22 @@ class StepCurve:
     def ms(self, shape: StepShape) -> float:
         """Of a step, O(1)."""
         num_tokens, num_seqs, context, pairs = shape
+        return self._fixed(num_tokens) + self.context_ms * context + self.pair_ms * pairs + self.seq_ms * num_seqs
+
+    def decode_ms(self, shape: StepShape, count: int) -> list[float]:
+        """As the function, to the bit of `ms`."""
+        num_tokens, num_seqs, context, _ = shape
+        fixed, of_context, of_seqs = self._fixed(num_tokens), self.context_ms, self.seq_ms * num_seqs
+        contexts = range(context, context + count * num_seqs, num_seqs)
+        return [fixed + of_context * keys + of_seqs for keys in contexts]
+
+    def _fixed(self, num_tokens: int) -> float:
         fixed = self._known.get(num_tokens)
         if fixed is None:
             weights = hat_weights(num_tokens, self._tokens)
             mixed = sum(weight * ms for weight, (_, ms) in zip(weights, self.knots, strict=True))
             fixed = self._known[num_tokens] = max(0.0, mixed)
-        return fixed + self.context_ms * context + self.pair_ms * pairs + self.seq_ms * num_seqs
+        return fixed
 
     def prices(self) -> StepPrices:
         """What a scheduler that has measured many such steps knows of them."""

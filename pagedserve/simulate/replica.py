@@ -2,17 +2,23 @@
 """One engine in virtual time: the scheduler itself, and a cost in place of a model.
 
 It does what the engine's loop does, in its order: the step's result, then who arrived meanwhile, then the next plan.
+Where steps only decode and nothing can come between, as far as is known, many are taken at once; whoever comes earlier
+cuts them short at the end of the step that is under way. What is seen and decided is what single steps would give.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
+from pagedserve.eventlog.watched import OnEvent, watched
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.events import Abort, Arrive, Decision, Drain, Expire, Finish, Reject, StepDone, StepPlan
-from pagedserve.scheduling.scheduler import OnEvent, Scheduler
-from pagedserve.simulate.cost import StepLaw
+from pagedserve.scheduling.cost import StepShape
+from pagedserve.scheduling.events import Abort, Arrive, Decision, Expire, Finish, Reject, StepDone, StepPlan
+from pagedserve.simulate.cost import StepLaw, decode_ms
 from pagedserve.simulate.workload import Request
 
 WORD, STOP = 0, 1  # every token sampled, and the one that ends a request before its max_tokens
@@ -55,17 +61,19 @@ class Replica:
         on_event: OnEvent | None = None,
     ) -> None:
         self.number = number
-        self.scheduler = Scheduler(config, on_event)
+        self.scheduler = watched(config, on_event)
         self.backlog_tokens = 0  # prompts not yet computed, and all that may yet be generated, of those here
-        self.computed_tokens = self.steps = 0
+        self.steps = 0
         self.busy = False
+        self.end_s = math.inf  # when what it does now will be over
         self._cost = cost
         self._ended = ended
         self._promises = promises
         self._inbox: list[Visit] = []
         self._open: dict[str, Visit] = {}
         self._plan: StepPlan | None = None
-        self._step_ms = 0.0
+        self._steps_ms: list[float] = []  # of the step in flight and those that follow at once
+        self._ends_s: list[float] = []
         self._tick = 0
         self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
 
@@ -79,38 +87,54 @@ class Replica:
         """Requests here that nothing is computed for."""
         return len(self._inbox) + self.scheduler.num_waiting
 
-    def submit(self, visit: Visit) -> None:
-        """A request comes; the scheduler hears of it before its next plan."""
+    def submit(self, visit: Visit, t: float) -> None:
+        """A request comes; the scheduler hears of it before its next plan, for which end_s may come forward."""
         visit.replica = self
         self._inbox.append(visit)
         self.backlog_tokens += len(visit.request.prompt) + visit.request.asked_tokens
+        if self._plan is not None:
+            del self._ends_s[bisect_left(self._ends_s, t) + 1 :]
+            self.end_s = self._ends_s[-1]
 
-    def begin(self, t: float) -> float | None:
-        """Hear who came and begin a step: when it will be over; None where there is nothing to do."""
+    def begin(self, t: float) -> None:
+        """Hear who came and begin a step, or several; end_s says when they will be over; inf: nothing is to be done."""
         for visit in self._inbox:
             self._arrive(visit, t)
         self._inbox.clear()
         plan = self._plan = self.scheduler.plan(t)
         self.busy = plan is not None or bool(self._open)
         if plan is None:
-            return t + STARVED_WAIT_S if self._open else None
-        self.computed_tokens += plan.shape.num_tokens
-        self._step_ms = self._cost.ms(plan.shape)
-        return t + self._step_ms / 1e3
+            self.end_s = t + STARVED_WAIT_S if self._open else math.inf
+            return
+        self._steps_ms, self._ends_s = self._look_ahead(plan.shape, t)
+        self.end_s = self._ends_s[-1]
 
     def end(self, t: float) -> None:
-        """The step is over, or it is time to look at deadlines."""
+        """The steps are over, or it is time to look at deadlines."""
         plan, self._plan = self._plan, None
         if plan is None:
             self._decide(self.scheduler.apply(Abort(t, "")), t)  # of nobody: only time goes on
             return
-        self.steps += 1
+        ms, leapt = self._steps_ms, len(self._ends_s) - 1
+        if leapt:
+            self.scheduler.leap(self._ends_s[:-1], lambda step: round(ms[step], 3), WORD)
+        self.steps += leapt + 1
+        self._tick += leapt + 1
         tokens = self._sample(plan, t)
-        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(self._step_ms, 3))), t)
+        self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(ms[leapt], 3))), t)
 
-    def drain(self, t: float) -> None:
-        """Take nobody from now on."""
-        self._decide(self.scheduler.apply(Drain(t)), t)
+    def _look_ahead(self, shape: StepShape, t: float) -> tuple[list[float], list[float]]:
+        """What the step in flight and those that follow it for sure take, in ms, and when each ends."""
+        most, until_s = self.scheduler.horizon()
+        if self._stops:
+            most = min(most, min(self._stops) - self._tick - 1)
+        if most <= 0:
+            ms = self._cost.ms(shape)
+            return [ms], [t + ms / 1e3]
+        steps_ms = decode_ms(self._cost, shape, most + 1)
+        ends_s = list(accumulate([ms / 1e3 for ms in steps_ms], initial=t))[1:]
+        del ends_s[bisect_left(ends_s, until_s) + 1 :]
+        return steps_ms, ends_s
 
     def _arrive(self, visit: Visit, t: float) -> None:
         request, id = visit.request, visit.id
@@ -132,7 +156,6 @@ class Replica:
 
     def _sample(self, plan: StepPlan, t: float) -> list[int]:
         """The plan's tokens; STOP where a request has said all it will say."""
-        self._tick += 1
         tokens = [WORD] * len(plan.decode_ids)
         for id in self._stops.pop(self._tick, ()):
             if id in self._open and id in plan.decode_ids and self._left(id) == 1:

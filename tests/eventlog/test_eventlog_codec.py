@@ -12,6 +12,7 @@ import pytest
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import decode, encode, encode_header, read_log
 from pagedserve.eventlog.replay import replay
+from pagedserve.eventlog.watched import Planned, WatchedScheduler
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
@@ -21,7 +22,6 @@ from pagedserve.scheduling.events import (
     Drain,
     Expire,
     Finish,
-    Planned,
     Preempt,
     Reject,
     Resize,
@@ -143,7 +143,7 @@ def test_what_was_refused_is_refused_again(event: Arrive) -> None:
 def test_a_run_replays_from_its_log() -> None:
     lines = [encode_header(CONFIG) + "\n"]
     plans = []
-    scheduler = Scheduler(CONFIG, lambda record, made: lines.append(encode(record, made) + "\n"))
+    scheduler = WatchedScheduler(CONFIG, lambda record, made: lines.append(encode(record, made) + "\n"))
     runner = SymbolicRunner(scheduler, sum_sampler(5))
     for i in range(6):
         scheduler.apply(Arrive(0.0, f"r{i}", [1, 2, 3, i], 8, frozenset([2])))
@@ -159,4 +159,4 @@ def test_a_run_replays_from_its_log() -> None:
         plans.append(plan)
     assert num_decisions >= 13
     for (record, _), plan in zip(entries, plans, strict=True):
-        assert not isinstance(record, Planned) or (plan.step, plan.num_tokens) == (record.step, record.num_tokens)
+        assert not isinstance(record, Planned) or (plan.step, plan.shape.num_tokens) == (record.step, record.num_tokens)

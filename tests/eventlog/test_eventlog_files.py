@@ -12,11 +12,11 @@ from pagedserve import cli
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import Session, read_log, read_sessions
 from pagedserve.eventlog.replay import compare, outcome, what_if
+from pagedserve.eventlog.watched import WatchedScheduler
 from pagedserve.eventlog.writer import EventLog
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import Admit, Arrive, Expire, Finish, Reject, StepDone
-from pagedserve.scheduling.scheduler import Scheduler
 
 CONFIG = SchedulerConfig(num_pages=64, page_size=4, max_seqs=4, max_step_tokens=32, max_model_len=128)
 LAW = StepPrices()
@@ -25,7 +25,7 @@ LAW = StepPrices()
 def serve(path: Path, count: int = 30, **fields: object) -> list[str]:
     """Requests that come every 10 ms, logged: how each ended."""
     log = EventLog(path, CONFIG)
-    scheduler, t, ends = Scheduler(CONFIG, log), 0.0, list[str]()
+    scheduler, t, ends = WatchedScheduler(CONFIG, log), 0.0, list[str]()
     coming = [Arrive(0.01 * i, f"r{i}", [i] * (5 + i % 20), 4 + i % 9, **fields) for i in range(count)]
     while coming or scheduler.num_running + scheduler.num_waiting:
         while coming and coming[0].t <= t:

@@ -21,6 +21,7 @@ from symbolic_runner import (
 )
 
 from pagedserve.errors import InvalidInput
+from pagedserve.eventlog.watched import Planned, WatchedScheduler
 from pagedserve.scheduling.events import (
     Abort,
     Admit,
@@ -29,7 +30,6 @@ from pagedserve.scheduling.events import (
     Drain,
     Expire,
     Finish,
-    Planned,
     Reject,
     Resize,
     StepDone,
@@ -65,7 +65,7 @@ def test_decodes_go_first_and_prompts_fill_the_budget() -> None:
     for _ in range(4):
         plan = scheduler.plan(0.0)
         assert list(plan.decode_ids) == ["a"]
-        assert plan.num_tokens <= 10
+        assert plan.shape.num_tokens <= 10
         scheduler.apply(StepDone(0.0, plan.step, runner.compute(plan)[0]))
     assert len(scheduler.sequence("b").tokens) == 31
 
@@ -119,7 +119,7 @@ def test_one_step_at_a_time() -> None:
 
 def test_nothing_to_do_is_no_plan_and_no_change() -> None:
     records = []
-    scheduler = Scheduler(CONFIG, lambda record, made: records.append(record))
+    scheduler = WatchedScheduler(CONFIG, lambda record, made: records.append(record))
     assert scheduler.plan(0.0) is None
     assert scheduler.plan(1.0) is None
     assert records == []

@@ -12,6 +12,7 @@ from scheduler_audit import audit
 
 from pagedserve.eventlog.codec import Session, encode, encode_header, read_log
 from pagedserve.eventlog.replay import compare, replay
+from pagedserve.eventlog.watched import Record, WatchedScheduler
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
 from pagedserve.scheduling.events import (
@@ -24,14 +25,12 @@ from pagedserve.scheduling.events import (
     Expire,
     Finish,
     Preempt,
-    Record,
     Reject,
     Resize,
     StepDone,
     StepFailed,
     StepPlan,
 )
-from pagedserve.scheduling.scheduler import Scheduler
 from tests.scheduling.symbolic_runner import SymbolicRunner, sum_sampler
 
 VOCAB_SIZE = 3
@@ -73,7 +72,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.config = config
         self.log: list[tuple[Record, list[Decision]]] = []
         self.plans: list[StepPlan] = []
-        self.scheduler = Scheduler(config, lambda record, made: self.log.append((record, list(made))))
+        self.scheduler = WatchedScheduler(config, lambda record, made: self.log.append((record, list(made))))
         self.runner = SymbolicRunner(self.scheduler, SAMPLE)
         self.t = 0.0
         self.open: set[str] = set()
@@ -157,7 +156,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, id: str) -> None:
         was_open = id in self.open
         made = self.send(Abort(self.t, id))
-        aborted = [decision.id for decision in made if isinstance(decision, Finish)]
+        aborted = [decision.id for decision in made if isinstance(decision, Finish) and decision.reason == "abort"]
         assert aborted == ([id] if was_open else [])
 
     @rule(seconds=st.floats(0.0, 3.0))
@@ -185,8 +184,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.send(Abort(self.t, ""))  # of nobody: those whose deadline passed expire
             assert not self.open, "requests are left, but there is nothing to do"
             return
-        assert plan.num_tokens > 0
-        assert plan.num_tokens <= self.config.max_step_tokens
+        assert plan.shape.num_tokens > 0
+        assert plan.shape.num_tokens <= self.config.max_step_tokens
         self.plans.append(copy.deepcopy(plan))
         self.flight = plan
         self.computed = self.runner.compute(plan)

@@ -59,7 +59,7 @@ class VirtualEngine:
             plan = self.scheduler.plan(t)
             if plan is not None:
                 ms = self.law.ms(plan.shape)
-                self.steps.append((len(plan.decode_ids), plan.num_tokens, ms))
+                self.steps.append((len(plan.decode_ids), plan.shape.num_tokens, ms))
                 t += ms / 1e3
                 sampled = [*plan.decode_ids, *(chunk.id for chunk in plan.chunks if chunk.samples)]
                 for id in sampled:
