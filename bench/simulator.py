@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -65,10 +66,11 @@ def beside_oracle(name: str, profile: RateProfile, machine: hardware.Machine, pl
 
 
 def day(count: int, machine: hardware.Machine, traffic: Traffic, told: Callable[[int], None]) -> dict[str, Any]:
-    """So many requests, evenly over a day, on REPLICAS in turn."""
+    """So many requests, evenly over a day, on REPLICAS in turn; their schedulers know the machine's prices."""
     planner = Planner(machine, traffic)
+    known = replace(planner.config.prices, uncertainty=0.0)
     cluster = Cluster(
-        planner.config,
+        replace(planner.config, prices=known),
         machine.cost,
         num_replicas=REPLICAS,
         balancer=RoundRobin(),
@@ -78,7 +80,7 @@ def day(count: int, machine: hardware.Machine, traffic: Traffic, told: Callable[
     profile = steady(count / DAY_S, DAY_S)
     results = cluster.run(traffic.stream(profile, planner.config.max_model_len // 2))
     return {
-        "what": f"a day on {REPLICAS} replicas, {traffic.prompt_mean:g} + {traffic.output_mean:g} tokens",
+        "what": f"a day on {REPLICAS} replicas, {traffic.prompt_mean:g} + {traffic.output_mean:g} tokens, prices known",
         "requests": len(results),
         "steps": results.steps,
         "cpu_s": time.process_time() - began,
