@@ -240,13 +240,14 @@ class Scheduler:
         self._prompts.remove(seq)
         self._decodes.join(seq)
         self._release_followers(seq)
-        self._settle(seq)
+        if token in seq.stop_token_ids and len(seq.tokens) >= seq.min_len:
+            self._finish(seq, "stop")
+        else:
+            self._settle(seq)
 
     def _settle(self, seq: Sequence) -> None:
         """seq got a token that may have been its last, or the last that its pages hold."""
-        if seq.tokens[-1] in seq.stop_token_ids and len(seq.tokens) >= seq.min_len:
-            self._finish(seq, "stop")
-        elif len(seq.tokens) >= seq.max_len:
+        if len(seq.tokens) >= seq.max_len:
             self._finish(seq, "length")
         elif len(seq.tokens) > len(seq.pages) * self.config.page_size:
             self._memory.cache_computed(seq)
@@ -335,7 +336,6 @@ class Scheduler:
         for follower in seq.followers:
             if follower.state is State.BLOCKED:
                 self._wait(follower)
-        seq.followers = []
 
     def plan(self, t: float) -> StepPlan | None:
         """The next step; None where nothing can be computed, which changes nothing.
