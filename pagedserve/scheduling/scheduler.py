@@ -205,10 +205,10 @@ class Scheduler:
             for seq in due:
                 self._settle(seq)
             self._grow()
-        plan, flight.t = flight.plan, ends_s[-1]
+        self.admission.changed()
+        plan, flight.t, self._now = flight.plan, ends_s[-1], ends_s[-1]
         plan.step, plan.shape = plan.step + len(ends_s), plan.shape.later(len(ends_s))
-        plan.predicted_ms = self.admission.cost.ms(plan.shape)
-        self._now, self._num_steps = ends_s[-1], plan.step + 1
+        plan.predicted_ms, self._num_steps = self.admission.cost.ms(plan.shape), plan.step + 1
 
     def _decoded(self, flight: Flight, tokens: Collection[int]) -> None:
         """Each of the flight's decodes got its token."""

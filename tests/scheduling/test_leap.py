@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 from scheduler_audit import audit
@@ -12,7 +12,8 @@ from scheduler_audit import audit
 from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.watched import WatchedScheduler
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.events import Abort, Arrive, Resize, StepDone
+from pagedserve.scheduling.cost import StepPrices
+from pagedserve.scheduling.events import Abort, Arrive, Reject, Resize, StepDone
 from pagedserve.scheduling.scheduler import Scheduler
 
 CONFIG = SchedulerConfig(num_pages=64, page_size=4, max_seqs=4, max_step_tokens=32, max_model_len=128)
@@ -38,14 +39,18 @@ def step(scheduler: Scheduler, t: float, ms: float) -> None:
 def state(scheduler: Scheduler) -> list[object]:
     seqs = [(seq.id, seq.tokens.tolist(), seq.pages, seq.due_tick) for seq in scheduler._seqs.values()]
     admission, flight = scheduler.admission, scheduler._flight
-    learnt = vars(admission.cost), vars(admission.trust), admission._done_s
+    learnt = vars(admission.cost), vars(admission.trust), admission._done_s, admission._lefts
     plan = flight.plan
     return [seqs, learnt, astuple(scheduler.stats()), flight.t, plan.step, plan.shape, plan.predicted_ms]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 23])
 def test_a_leap_is_its_steps(count: int) -> None:
-    leaping, stepping = decoding(25, 40, 30), decoding(25, 40, 30)
+    known = replace(CONFIG, prices=StepPrices(uncertainty=0.05))
+    leaping, stepping = (decoding(25, 40, 30, scheduler=Scheduler(known)) for _ in range(2))
+    for scheduler in (leaping, stepping):
+        [refused] = scheduler.apply(Arrive(0.0, "hasty", [1] * 9, 4, ttft_deadline_s=1e-3))
+        assert isinstance(refused, Reject)
     assert leaping.horizon() == (23, math.inf)
     ends_s = [0.01 * (i + 1) for i in range(count)]
     leaping.leap(ends_s, lambda i: 5.0 + i, 7)
