@@ -17,7 +17,7 @@ _MAGIC = b'{"pagedserve_log"'
 
 
 class EventLog:
-    """An on_event of the scheduler: a line for each record, written as it happens.
+    """An on_event of a WatchedScheduler: a line for each record, written as it happens.
 
     Appends a session to the file, which is made where there is none. What a crash left there stays; a line that it tore
     is cut off first. A disk that fails ends the log with a warning, never the engine.

@@ -54,7 +54,7 @@ class Cluster:
         scaling: None keeps the number of replicas.
         sample_s: between two samples of the timeline; 0: none.
         progress: called now and then.
-        on_event: of the first replica's scheduler.
+        on_event: of the first replica's scheduler, which then takes its steps one by one.
 
     Raises:
         InvalidInput: an argument cannot be.
