@@ -155,7 +155,7 @@ class Admission:
                 ms = took_ms(i)
                 if ms > 0 and t - self._done_s < ms / 1e3:
                     self.trust.period_took(ms / 1e3, end_s - self._done_s)
-                self.cost.learn(shape.later(i), ms)
+                self.cost.learn(shape.later(i) if i else shape, ms)
             self._done_s = t = end_s
 
     def first_token(self, seq: Sequence, now: float) -> None:

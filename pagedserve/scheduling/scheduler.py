@@ -158,7 +158,7 @@ class Scheduler:
     def _step_done(self, event: events.StepDone) -> None:
         flight, tokens = self._landing(event.step), event.tokens
         num_decodes = len(flight.decodes)
-        num_samples = num_decodes + sum(chunk.samples for chunk in flight.plan.chunks)
+        num_samples = num_decodes + (sum(chunk.samples for chunk in flight.plan.chunks) if flight.prompts else 0)
         if len(tokens) != num_samples:
             raise InvalidInput(f"step {event.step} samples {num_samples} tokens; its result has {len(tokens)}")
         strangers = set(event.failed) - {seq.id for seq in flight.seqs} if event.failed else None
@@ -173,7 +173,7 @@ class Scheduler:
         if num_decodes:
             self._decoded(flight, tokens if num_decodes == num_samples else tokens[:num_decodes])
         sampled = iter(tokens[num_decodes:])
-        for seq, chunk in zip(flight.prompts, flight.plan.chunks, strict=True):
+        for seq, chunk in zip(flight.prompts, flight.plan.chunks, strict=True) if flight.prompts else ():
             token = next(sampled) if chunk.samples else -1
             if seq.state is State.RUNNING:
                 self._chunk_done(seq, chunk, token)
@@ -345,7 +345,7 @@ class Scheduler:
         if self._flight is not None:
             raise InvalidInput(f"step {self._flight.plan.step} is in flight; apply its StepDone or StepFailed first")
         before, self._now = self._now, max(self._now, t)
-        flight = self._flight = self._plan_suspect() or self._plan_batch()
+        flight = self._flight = (self._suspects and self._plan_suspect()) or self._plan_batch()
         if flight is None:
             self._now = before  # no log knows of this call
             return None
