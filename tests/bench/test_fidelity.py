@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from bench import fidelity
+from bench import fidelity, fidelity_runs
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.cost import StepShape
-from pagedserve.simulate.calibrate import MeasuredStep, fit
 from pagedserve.simulate.cost import StepCurve
 
 CONFIG = SchedulerConfig(num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=256, max_model_len=2048)
@@ -31,23 +27,36 @@ def test_workloads_are_drawn_by_seed_and_fit_the_engine(workload):
 
 def test_errors_are_of_the_simulated_over_the_real():
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
-    slow = StepCurve([(tokens, 1.1 * ms) for tokens, ms in COST.knots])
-    real, guess = fidelity.simulated(CONFIG, COST, calls), fidelity.simulated(CONFIG, slow, calls)
-    rows = {row["metric"]: row for row in fidelity.compared("steady", real, guess, real, 0.0)}
+    costs = [StepCurve([(tokens, factor * ms) for tokens, ms in COST.knots]) for factor in (1.0, 0.9, 1.2, 1.3)]
+    real, fast, slow, slower = (fidelity.simulated(CONFIG, cost, calls) for cost in costs)
+    rows = fidelity.compared("steady", [slow, real, fast], [slower], [slow, real, fast], 0.0)
+    rows = {row["metric"]: row for row in rows}
     assert {"TTFT p99, ms", "TPOT mean, ms", "E2E mean, ms", "until all are answered, s"} <= rows.keys()
-    assert rows["TPOT p50, ms"]["error_percent"] > 5
     assert {row["self_error_percent"] for row in rows.values()} == {0.0}
+    tpot = rows["TPOT p50, ms"]
+    assert tpot["real"] == fidelity.figures(real)["TPOT p50, ms"]
+    assert tpot["error_percent"] > tpot["worst_run_percent"] > tpot["runs_off_percent"] > 5
 
 
-def test_calibration_meets_batches_of_every_size():
-    groups = fidelity.calibration(1000, 1, fidelity.GROUPS)
-    assert [len(group) for group in groups] == list(fidelity.GROUPS)
-    numbers = [call.number for group in groups for call in group]
-    assert numbers == list(range(len(numbers)))
+def test_a_calibration_climbs_to_batches_of_every_size():
+    climbs = fidelity_runs.climbs(1000, 1)
+    assert [len(climb) for climb in climbs] == list(fidelity_runs.TOPS)
+    calls = [call for climb in climbs for call, _ in climb]
+    assert [call.number for call in calls] == list(range(len(calls)))
+    assert all(len(call.prompt) + call.max_tokens <= fidelity_runs.MAX_MODEL_LEN for call in calls)
+    for climb in climbs:  # each is there until the last has come
+        after = [sum(lead for _, lead in climb[place:]) for place in range(len(climb))]
+        assert all(call.max_tokens >= tokens for (call, _), tokens in zip(climb, after, strict=True))
 
 
-def test_drift_is_how_much_slower_the_machine_became():
-    shapes = [StepShape(tokens, 1, 100, 0) for tokens in range(1, 200)]
-    before = [MeasuredStep(0.0, shape, COST.ms(shape), COST.ms(shape)) for shape in shapes]
-    after = [dataclasses.replace(step, period_ms=1.1 * step.period_ms) for step in before]
-    assert fidelity.drift(before, after, fit(before + after)) == pytest.approx(0.1, rel=0.01)
+@pytest.mark.parametrize("shares, counted, made", [([0.01, 0.0], 0.01, 1), ([0.5, 0.4, 0.6, 0.0], 0.4, 3)])
+def test_a_disturbed_run_is_run_again(shares, counted, made):
+    left = iter(shares)
+    runs = []
+
+    def run() -> fidelity_runs.Run:
+        runs.append(fidelity_runs.Run(CONFIG, [], 0.0, None, next(left)))
+        return runs[-1]
+
+    assert fidelity._undisturbed(run, 3).others_share == counted
+    assert len(runs) == made
