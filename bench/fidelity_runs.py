@@ -21,6 +21,7 @@ from pagedserve.simulate.results import Results
 from pagedserve.simulate.workload import NO_SLO, RateProfile
 
 MAX_SEQS, MAX_STEP_TOKENS, MAX_MODEL_LEN = 32, 256, 2048
+QUIET = 0.02  # of the machine's processor time: what others may have in a run that counts
 TOPS = (3, MAX_SEQS, 3, 8, 3)  # requests at once, at the top of each climb of a calibration
 SHORTEST, LONGEST = 12, 1200  # prompts of a calibration
 
@@ -135,6 +136,16 @@ def _params(call: Call) -> Any:
     from pagedserve import SamplingParams
 
     return SamplingParams(max_tokens=call.max_tokens, temperature=0.0, ignore_eos=True, cache_salt=str(call.number))
+
+
+def await_quiet(limit_s: float = 120.0) -> None:
+    """Wait until others leave the processors alone for two seconds, or so long."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        before = _processor_s()
+        time.sleep(2.0)
+        if not _processor_s() - before > 2.0 * QUIET * (os.cpu_count() or 1):
+            return
 
 
 def _processor_s() -> float:
