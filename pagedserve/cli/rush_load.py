@@ -220,6 +220,7 @@ def oracle_share(rush: Rush, log: Path) -> float:
         cost = jittered(fit(steps), steps)
     except InvalidInput:
         return math.nan
+    config = replace(config, prefix_cache=False)  # each call has a salt of its own, though prompts are alike
     calls = [call for call in rush.calls if not call.attempt]
 
     def stream() -> Iterator[Request]:
