@@ -1,53 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator beside the real engine: the same requests at the same times through both, and how far apart they are.
 
-Step costs are fitted to calibration runs before and after each workload, never to the workload itself, so that what is
-compared was not fitted on, and a machine whose speed drifts is met half way.
+Step costs are fitted to calibrations before, between and after the runs of a workload, never to the workload itself. A
+machine's speed drifts by more within a minute than a simulator should err, so runs are repeated and medians compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import math
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bench import report
-from pagedserve.cli.rush_load import Call, Rush, run_rush
+from bench.fidelity_runs import MAX_SEQS, QUIET, Real, Run, await_quiet
+from pagedserve.cli.rush_load import Call
+from pagedserve.errors import PagedServeError
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.simulate.calibrate import Fit, MeasuredStep, fit, read_steps
+from pagedserve.simulate.calibrate import MeasuredStep, fit
 from pagedserve.simulate.cluster import simulate
 from pagedserve.simulate.cost import StepLaw
+from pagedserve.simulate.jitter import Jittered
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
-MAX_SEQS, MAX_STEP_TOKENS = 32, 256
-STEADY = 0.03
-GROUPS = (1, 2, 4, 8, 16, 24, 32)  # requests at once, of a calibration
+DRAWS = 16
 COLUMNS = {
     "workload": "workload",
     "metric": "metric",
     "real": "real",
     "simulated": "simulated",
     "error_percent": "error %",
+    "runs_off_percent": "real runs off %",
+    "worst_run_percent": "the worst %",
+    "paced_error_percent": "at their pace %",
     "self_error_percent": "fitted on itself %",
-    "drift_percent": "machine's drift %",
+    "machine_off_percent": "machine +- %",
+    "others_percent": "others %",
 }
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
-Real times are taken where the caller stands. error: simulated / real - 1, costs fitted to calibrations before and after
-the workload, as is what passes between caller and engine. fitted on itself: costs fitted to the workload's own steps;
-what error is left is not the cost's. machine's drift: how much slower calibration steps were after the workload than
-before it; the steadiest run of a few counts."""
+Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its median over the
+runs, and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; cost,
+scatter and what passes between caller and engine are taken from calibrations before, between and after the runs.
+real runs off: how far a real run is from their median, the typical one and the worst: what nobody can know of a single
+run. at their pace: the error, were the machine as fast in calibrations as it was, on the whole, in each of the runs.
+fitted on itself: costs fitted to the workload's own steps; what error is left is not the cost's. machine: by how much
+calibrations differed in speed, half of the range. others: had so much of the processors in the run they had most
+of; where that was more than 2 %, the run did not count and was made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +92,11 @@ WORKLOADS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a GGUF file, or a packaged model's name")
     parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, each workload (default: %(default)s)")
-    least = "runs of a workload at most, until the machine stays as fast as it was (default: %(default)s)"
-    parser.add_argument("--tries", type=int, default=3, help=least)
+    parser.add_argument("--workload", choices=["all", *(one.name for one in WORKLOADS)], default="all")
+    parser.add_argument("--runs", type=int, default=4, help="of each workload (default: %(default)s)")
+    parser.add_argument("--capacity", type=float, help="requests/s that loads are shares of (default: measured)")
+    again = "of a run at most, while other programs disturb it (default: %(default)s)"
+    parser.add_argument("--tries", type=int, default=5, help=again)
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths (default: %(default)s)")
 
 
@@ -98,19 +110,6 @@ def calls_of(
         prompt = [clock.randrange(1, vocab_size) for _ in range(workload.prompt(clock))]
         calls.append(Call(number, prompt, workload.output(clock), due_s, first_due_s=due_s))
     return profile, calls
-
-
-def calibration(vocab_size: int, seed: int, sizes: Sequence[int]) -> list[list[Call]]:
-    """Groups of requests that are sent at once, each when the one before is answered."""
-    clock, number, groups = random.Random(seed), 0, []
-    for size in sizes:
-        group = []
-        for _ in range(size):
-            prompt = [clock.randrange(1, vocab_size) for _ in range(clock.randrange(16, 400))]
-            group.append(Call(number, prompt, clock.randrange(12, 40), 0.0))
-            number += 1
-        groups.append(group)
-    return groups
 
 
 def simulated(config: SchedulerConfig, cost: StepLaw, calls: Sequence[Call]) -> Results:
@@ -137,12 +136,22 @@ def figures(results: Results, around_s: float = 0.0) -> dict[str, float]:
     return rows
 
 
-def compared(workload: str, real: Results, guessed: Results, own: Results, around_s: float) -> list[dict[str, Any]]:
-    """A row for each figure. around_s: what calibrations say that passes outside the engine."""
+def compared(
+    workload: str,
+    real: Sequence[Results],
+    guessed: Sequence[Results],
+    paced: Sequence[Results],
+    own: Sequence[Results],
+    around_s: float,
+) -> list[dict[str, Any]]:
+    """A row for each figure, the median over runs. around_s: what calibrations say that passes outside the engine."""
+    runs = [figures(results) for results in real]
+    simulations = [[figures(results, around_s) for results in each] for each in (guessed, paced, own)]
     rows = []
-    for (metric, truth), guess, best in zip(
-        figures(real).items(), figures(guessed, around_s).values(), figures(own, around_s).values(), strict=True
-    ):
+    for metric in runs[0]:
+        values = [run[metric] for run in runs]
+        truth = statistics.median(values)
+        guess, at_pace, best = (statistics.median(each[metric] for each in of) for of in simulations)
         rows.append(
             {
                 "bench": "fidelity",
@@ -151,60 +160,14 @@ def compared(workload: str, real: Results, guessed: Results, own: Results, aroun
                 "real": truth,
                 "simulated": guess,
                 "error_percent": 100 * (guess / truth - 1),
+                "paced_error_percent": 100 * (at_pace / truth - 1),
                 "self_error_percent": 100 * (best / truth - 1),
+                "runs": len(runs),
+                "runs_off_percent": 100 * statistics.median(abs(value / truth - 1) for value in values),
+                "worst_run_percent": 100 * max((value / truth - 1 for value in values), key=abs),
             }
         )
     return rows
-
-
-class Real:
-    """Runs calls on the real engine, an engine for each run, and reads its steps from its log."""
-
-    def __init__(self, model: Any, folder: Path) -> None:
-        self.model = model
-        self._folder = folder
-        self._num_runs = 0
-
-    def calibrate(self, seed: int, sizes: Sequence[int] = GROUPS) -> tuple[list[MeasuredStep], list[float]]:
-        """Steps of every size, and the seconds that each request spent around the engine."""
-        groups = calibration(self.model.config.vocab_size, seed, sizes)
-
-        async def run(engine: Any) -> None:
-            for group in groups:
-                rush = Rush("calibration", False, NO_SLO, steady(1.0, 1e-3), group)
-                await run_rush(engine, rush, _params, drain_s=600.0, changed=lambda: None)
-
-        steps = self._run(run)[1]
-        return steps, [call.around_s for group in groups for call in group if call.around_s is not None]
-
-    def load(self, profile: RateProfile, calls: list[Call]) -> tuple[SchedulerConfig, list[MeasuredStep], Results]:
-        """A workload to its end."""
-        rush = Rush("workload", False, NO_SLO, profile, calls)
-
-        async def run(engine: Any) -> None:
-            await run_rush(engine, rush, _params, drain_s=600.0, changed=lambda: None)
-
-        return *self._run(run), rush.results()
-
-    def _run(self, run: Callable[[Any], Any]) -> tuple[SchedulerConfig, list[MeasuredStep]]:
-        from pagedserve import AsyncEngine
-
-        self._num_runs += 1
-        log = self._folder / f"{self._num_runs}.log"
-
-        async def main() -> None:
-            options = {"max_seqs": MAX_SEQS, "max_step_tokens": MAX_STEP_TOKENS, "max_model_len": 2048}
-            async with AsyncEngine(self.model, event_log=log, **options) as engine:
-                await run(engine)
-
-        asyncio.run(main())
-        return read_steps(log)
-
-
-def _params(call: Call) -> Any:
-    from pagedserve import SamplingParams
-
-    return SamplingParams(max_tokens=call.max_tokens, temperature=0.0, ignore_eos=True, cache_salt=str(call.number))
 
 
 def capacity_of(config: SchedulerConfig, cost: StepLaw) -> float:
@@ -217,69 +180,95 @@ def capacity_of(config: SchedulerConfig, cost: StepLaw) -> float:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Calibrate and load in turn; print and keep a row for each figure of each workload."""
-    from pagedserve.errors import PagedServeError
     from pagedserve.models import load_model
 
-    sheet = report.Sheet("fidelity", report.sign(args.threads, f"python -m bench fidelity --seconds {args.seconds:g}"))
+    command = f"python -m bench fidelity --seconds {args.seconds:g} --runs {args.runs} --workload {args.workload!r}"
+    sheet = report.Sheet("fidelity", report.sign(args.threads, command))
     began = time.monotonic()
 
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - began:6.1f} s  {text}", highlight=False)
 
+    rows: list[dict[str, Any]] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            real = Real(load_model(args.model), Path(folder))
-            rows, fits = _measure(real, args, say)
+            for made in measure(Real(load_model(args.model), Path(folder)), args, say):
+                rows += made
+                for row in made if not args.no_save else ():
+                    sheet.add(row)
     except PagedServeError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         return 2
-    for row in rows:
-        if not args.no_save:
-            sheet.add(row)
     report.show(rows, COLUMNS, title="Simulated against real", console=console)
     console.print(DEFINITIONS, highlight=False)
-    for workload, fitted in zip(WORKLOADS, fits, strict=True):
-        console.print(f"{workload.name}: cost of {fitted.num_steps} steps, median error {fitted.median_error:.1%}")
     for file in sheet.files:
         console.print(f"wrote {file}")
     return 0
 
 
-def drift(before: Sequence[MeasuredStep], after: Sequence[MeasuredStep], fitted: Fit) -> float:
-    """How much slower the machine was after than before, relative: steps beside what they cost on average."""
-    slow = [sum(s.period_ms for s in steps) / sum(fitted.cost.ms(s.shape) for s in steps) for steps in (before, after)]
-    return slow[1] / slow[0] - 1.0
-
-
-def _measure(
-    real: Real, args: argparse.Namespace, say: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], list[Fit]]:
-    """A workload during which the machine's speed changed is run again; the rows of the steadiest run count."""
-    rows: list[dict[str, Any]] = []
-    fits: list[Fit] = []
-    vocab_size = real.model.config.vocab_size
-    say("calibrating")
+def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each workload: calibrations and runs in turn."""
     real.calibrate(args.seed, [2])  # the first run touches memory, and is not counted
-    before = real.calibrate(args.seed)
-    config = SchedulerConfig(
-        num_pages=4096, page_size=16, max_seqs=MAX_SEQS, max_step_tokens=MAX_STEP_TOKENS, max_model_len=2048
-    )
-    capacity = capacity_of(config, fit(before[0]).cost)
+    say("calibrating")
+    first = undisturbed(partial(real.calibrate, args.seed), args.tries)
+    capacity = args.capacity or capacity_of(first.config, fit(first.steps).cost)
     for index, workload in enumerate(WORKLOADS):
-        profile, calls = calls_of(workload, capacity, args.seconds, vocab_size, args.seed + index)
-        tries: list[tuple[float, Fit, list[dict[str, Any]]]] = []
-        while len(tries) < args.tries and not any(abs(off) <= STEADY for off, _, _ in tries):
+        if args.workload not in ("all", workload.name):
+            continue
+        profile, calls = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, args.seed + index)
+        calibrations, runs = [first], list[Run]()
+        for number in range(args.runs):
             say(f"{workload.name}: {len(calls)} requests, capacity {capacity:.3g} requests/s")
-            config, own, results = real.load(profile, [replace(call, token_ids=[]) for call in calls])
+            runs.append(undisturbed(partial(real.load, profile, calls), args.tries))
             say("calibrating")
-            after = real.calibrate(args.seed + 1 + index)
-            fitted, around_s = fit(before[0] + after[0]), statistics.median(before[1] + after[1])
-            guessed, itself = simulated(config, fitted.cost, calls), simulated(config, fit(own).cost, calls)
-            off = drift(before[0], after[0], fitted)
-            made = compared(workload.name, results, guessed, itself, around_s)
-            tries.append((off, fitted, [row | {"drift_percent": 100 * off} for row in made]))
-            before = after
-        _, fitted, steadiest = min(tries, key=lambda one: abs(one[0]))
-        rows += steadiest
-        fits.append(fitted)
-    return rows, fits
+            seed = args.seed + 100 * (index + 1) + number
+            calibrations.append(undisturbed(partial(real.calibrate, seed), args.tries))
+        first = calibrations[-1]
+        around_s = statistics.fmean(run.around_s for run in calibrations)
+        paces = paces_of(calibrations, calibrations)
+        guessed, own = draws(calibrations, calls), draws(runs, calls)
+        paced = draws(calibrations, calls, paces_of(runs, calibrations))
+        rows = compared(workload.name, [run.results for run in runs if run.results], guessed, paced, own, around_s)
+        machine = {
+            "machine_off_percent": 100 * (max(paces) - min(paces)) / 2,
+            "others_percent": 100 * max(run.others_share for run in calibrations + runs),
+            "capacity_per_s": capacity,
+        }
+        yield [row | machine for row in rows]
+
+
+def undisturbed(run: Callable[[], Run], tries: int) -> Run:
+    """The first of so many tries of which others had little; what came out has no say in whether it counts.
+
+    Raises:
+        PagedServeError: others had the processors in all of them.
+    """
+    for _ in range(tries):
+        await_quiet()
+        made = run()
+        if not made.others_share > QUIET:
+            return made
+    raise PagedServeError(
+        f"other programs had {made.others_share:.0%} of the processors in the last of {tries} runs, and "
+        f"{QUIET:.0%} at most is supported: end them, or give more --tries"
+    )
+
+
+def draws(runs: Sequence[Run], calls: Sequence[Call], paces: Sequence[float] = (1.0,)) -> list[Results]:
+    """Simulated on the cost of these runs' steps, times each pace, with DRAWS draws of their scatter."""
+    cost = fit(_steps(runs)).cost
+    made = []
+    for pace in paces:
+        steps = [(step.shape, pace * step.period_ms) for step in _steps(runs)]
+        made += [simulated(runs[0].config, Jittered(cost, steps, seed=seed), calls) for seed in range(DRAWS)]
+    return made
+
+
+def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
+    """How slow the machine was in each run, beside all of base together."""
+    cost = fit(_steps(base)).cost
+    return [sum(s.period_ms for s in run.steps) / sum(cost.ms(s.shape) for s in run.steps) for run in runs]
+
+
+def _steps(runs: Sequence[Run]) -> list[MeasuredStep]:
+    return [step for run in runs for step in run.steps]

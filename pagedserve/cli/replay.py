@@ -14,7 +14,7 @@ from typing import Any
 from pagedserve.cli.console import Console, duration
 from pagedserve.cli.slo import parse_slo
 from pagedserve.errors import InvalidInput
-from pagedserve.eventlog.codec import Session, read_sessions
+from pagedserve.eventlog.codec import Session, read_sessions, require_room
 from pagedserve.eventlog.replay import Outcome, compare, outcome, what_if
 from pagedserve.scheduling.config import SchedulerConfig
 
@@ -75,7 +75,7 @@ def _promised(text: str | None) -> dict[str, float]:
 
 def _changed(session: Session, changes: dict[str, Any]) -> SchedulerConfig:
     try:
-        return replace(session.config, **changes)
+        return require_room(replace(session.config, **changes))
     except (TypeError, AttributeError) as error:
         raise InvalidInput(f"--what-if {changes} is not a config: {error}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pagedserve.cli.measure import Engine, Sample, timed, watching
 from pagedserve.errors import InvalidInput, PagedServeError, RequestRejected
-from pagedserve.simulate.calibrate import fit, read_steps
+from pagedserve.simulate.calibrate import fit, jittered, read_steps
 from pagedserve.simulate.oracle import compare
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import RateProfile, Request, Slo, lognormal
@@ -122,7 +122,7 @@ async def capacity(
     """
     calls = [Call(i, prompts[i % len(prompts)], 40, 0.0) for i in range(n)]
     began = time.perf_counter()
-    await asyncio.gather(*(_ask(engine, call, make_params(call), began) for call in calls))
+    await asyncio.gather(*(ask(engine, call, make_params(call), began) for call in calls))
     ends = sorted(call.last_s or 0.0 for call in calls)
     span = ends[3 * n // 4] - ends[n // 4]
     return (3 * n // 4 - n // 4) / span if span > 0 else n / max(ends[-1], 1e-9)
@@ -170,7 +170,7 @@ async def run_rush(
 async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[Call], Any], began: float) -> None:
     """One user: who is sent away with a time comes back after it."""
     while True:
-        await _ask(engine, call, make_params(call), began)
+        await ask(engine, call, make_params(call), began)
         if call.retry_after_s is None or call.attempt >= rush.returns:
             return
         due_s = time.perf_counter() - began + call.retry_after_s
@@ -191,7 +191,10 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
         rush.calls.append(call)
 
 
-async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
+async def ask(
+    engine: Engine, call: Call, params: Any, began: float, heard: Callable[[Call], object] = lambda call: None
+) -> None:
+    """Send a call, and note when what came. heard: told of the call after each delta."""
     try:
         async with aclosing(timed(engine, call.prompt, params, began, f"call-{call.number}")) as deltas:
             async for now, delta in deltas:
@@ -203,6 +206,7 @@ async def _ask(engine: Engine, call: Call, params: Any, began: float) -> None:
                 inside = delta.metrics
                 if inside is not None and inside.first_token_s is not None and call.first_s is not None:
                     call.around_s = call.first_s - call.due_s - (inside.first_token_s - inside.arrival_s)
+                heard(call)
     except RequestRejected as error:
         call.end, call.retry_after_s, call.hold_s = error.reason, error.retry_after_s, error.hold_s
     except PagedServeError:
@@ -213,9 +217,10 @@ def oracle_share(rush: Rush, log: Path) -> float:
     """What an oracle would have kept of a phase's arrivals, simulated on the steps of its own log; NaN without such."""
     try:
         config, steps = read_steps(log)
-        cost = fit(steps).cost
+        cost = jittered(fit(steps), steps)
     except InvalidInput:
         return math.nan
+    config = replace(config, prefix_cache=False)  # each call has a salt of its own, though prompts are alike
     calls = [call for call in rush.calls if not call.attempt]
 
     def stream() -> Iterator[Request]:

@@ -42,7 +42,10 @@ def rows(rushes: Sequence[Rush]) -> list[list[str]]:
     return [
         each("arrivals", lambda s: f"{s.arrivals:,}"),
         each("goodput, of all arrivals", lambda s: f"{s.kept_share:.1%}"),
-        ["... an oracle's", *("-" if math.isnan(r.oracle_share) else f"{r.oracle_share:.1%}" for r in rushes)],
+        [
+            "... an oracle's, nobody coming back",
+            *("-" if math.isnan(r.oracle_share) else f"{r.oracle_share:.1%}" for r in rushes),
+        ],
         each("... in the end, those who came back too", lambda s: f"{(s.kept + s.came_back_kept) / s.arrivals:.1%}"),
         each("goodput, requests/s", lambda s: f"{s.goodput_per_s:.3g}"),
         each("served", lambda s: f"{s.served:,}"),

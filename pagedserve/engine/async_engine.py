@@ -64,7 +64,10 @@ class AsyncEngine(Face):
         return self._core.abort(id)
 
     async def close(self, *, drain: bool = False) -> None:
-        """End: abort what runs (drain: finish it) and free the threads. Twice is harmless."""
+        """End: abort what runs (drain: finish it) and free the threads. Twice is harmless.
+
+        Consumers of what was aborted raise nothing: their streams end with finish_reason "abort".
+        """
         await asyncio.to_thread(self._core.close, drain=drain)
 
     async def __aenter__(self) -> AsyncEngine:

@@ -18,9 +18,12 @@ from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.watched import Record
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepPrices
-from pagedserve.scheduling.events import Decision
+from pagedserve.scheduling.events import Decision, Resize
 
 VERSION = 3
+
+# What a replay makes room for: 268 million tokens in pages of 16.
+MOST_PAGES, MOST_SEQS = 1 << 24, 1 << 20
 
 _TYPES: dict[str, Any] = {kind.__name__.lower(): kind for kind in get_args(Record) + get_args(Decision)}
 _BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
@@ -56,9 +59,25 @@ def decode(line: str) -> Entry:
     """What `encode` wrote; InvalidInput for anything else."""
     try:
         tag, fields, decisions = json.loads(line)
-        return Entry(_unpack(tag, fields), [_unpack(*decision) for decision in decisions])
+        entry = Entry(_unpack(tag, fields), [_unpack(*decision) for decision in decisions])
     except _BROKEN as error:
         raise InvalidInput(f"not a line of an event log: {line[:80]!r} ({error})") from error
+    if isinstance(entry.record, Resize):
+        _require_room("num_pages", entry.record.num_pages, MOST_PAGES)
+    return entry
+
+
+def require_room(config: SchedulerConfig) -> SchedulerConfig:
+    """The config, if a replay can hold a pool and rows of its sizes; InvalidInput names the one it cannot."""
+    _require_room("num_pages", config.num_pages, MOST_PAGES)
+    _require_room("num_host_pages", config.num_host_pages, MOST_PAGES)
+    _require_room("max_seqs", config.max_seqs, MOST_SEQS)
+    return config
+
+
+def _require_room(name: str, value: object, most: int) -> None:
+    if isinstance(value, int) and value > most:
+        raise InvalidInput(f"{name} is {value:,}; a replay supports at most {most:,}; give less, or an undamaged log")
 
 
 def read_sessions(lines: Iterable[str]) -> Iterator[Session]:
@@ -98,7 +117,9 @@ def _decode_header(line: str) -> SchedulerConfig:
         if version == VERSION:
             fields["prices"] = StepPrices(*fields["prices"])
             fields["graph_buckets"] = tuple(fields["graph_buckets"])
-            return SchedulerConfig(**fields)
+            return require_room(SchedulerConfig(**fields))
+    except InvalidInput as error:
+        raise InvalidInput(f"an event log's header that cannot be: {error}") from error
     except _BROKEN as error:
         raise InvalidInput(f"not an event log's header: {line[:80]!r} ({error})") from error
     raise InvalidInput(f"the log has version {version}; this program reads version {VERSION}")

@@ -22,6 +22,7 @@ from pagedserve.scheduling.events import StepDone, StepFailed
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate.cost import StepCurve, hat_weights
 from pagedserve.simulate.hardware import Constant, Machine
+from pagedserve.simulate.jitter import Jittered
 
 STIFFNESS = 20.0
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -122,6 +123,11 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
     return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
 
 
+def jittered(fitted: Fit, steps: Iterable[MeasuredStep], *, seed: int = 0) -> Jittered:
+    """The fitted cost with the scatter that the periods of these steps have around it."""
+    return Jittered(fitted.cost, ((step.shape, step.period_ms) for step in steps), seed=seed)
+
+
 def machine_from_log(path: str | PathLike[str]) -> Machine:
     """The machine that wrote an event log."""
     config, steps = read_steps(path)
@@ -136,7 +142,8 @@ def machine_from_log(path: str | PathLike[str]) -> Machine:
         Constant(f"pages of {config.page_size} tokens", config.num_pages, "", "measured", f"the log's own: {path}"),
     )
     name = f"the machine of {path}"
-    return Machine(name, cost, config.num_pages, config.page_size, config.max_model_len, constants)
+    jitter = jittered(fitted, steps)
+    return Machine(name, cost, config.num_pages, config.page_size, config.max_model_len, constants, jitter)
 
 
 def _knots(steps: Sequence[MeasuredStep]) -> list[float]:

@@ -146,7 +146,7 @@ class Planner:
         """One workload on so many replicas."""
         cluster = Cluster(
             self.config,
-            self.machine.cost,
+            self.machine.law,
             num_replicas=replicas,
             promises=promises,
             scaling=scaling,

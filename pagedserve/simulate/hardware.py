@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pagedserve.errors import InvalidInput
-from pagedserve.simulate.cost import StepCurve
+from pagedserve.simulate.cost import StepCurve, StepLaw
+from pagedserve.simulate.jitter import Jittered
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,11 @@ PAGE_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A model on a device: what a step costs, how many pages there are, and where all that is from."""
+    """A model on a device: what a step costs, how many pages there are, and where all that is from.
+
+    Attributes:
+        jitter: the cost with the scatter of measured steps; None where none were measured.
+    """
 
     name: str
     cost: StepCurve
@@ -112,6 +117,12 @@ class Machine:
     page_size: int
     context_length: int
     constants: tuple[Constant, ...]
+    jitter: Jittered | None = None
+
+    @property
+    def law(self) -> StepLaw:
+        """What a simulated step takes."""
+        return self.jitter or self.cost
 
 
 def find_gpu(name: str) -> Gpu:

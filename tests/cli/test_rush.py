@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import AsyncIterator
@@ -150,6 +151,12 @@ def test_an_oracle_is_asked_on_the_steps_of_the_log(tmp_path):
     real = cluster.run(Request(c.due_s, c.prompt, c.max_tokens, rush.slo) for c in calls).summary()
     log.write_text("".join(lines))
     assert real.kept_share - 0.05 < oracle_share(rush, log) < 1
+    # As the engine, it finds no prompt of another's computed: the same share where all ask the same.
+    shares = []
+    for prompts in ([[7] * 100] * len(calls), [[i] * 100 for i in range(len(calls))]):
+        alike = [dataclasses.replace(c, prompt=prompt) for c, prompt in zip(calls, prompts, strict=True)]
+        shares.append(oracle_share(Rush("phase", True, Slo(0.5), profile, alike), log))
+    assert shares[0] == shares[1] < 0.9
 
 
 def test_rush_end_to_end(made, tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -115,6 +116,16 @@ def test_lines_that_are_no_records(line: str) -> None:
 def test_logs_without_a_header(lines: list[str]) -> None:
     with pytest.raises(InvalidInput, match="first line is not its header"):
         read_log(lines)
+
+
+@pytest.mark.parametrize("name", ["num_pages", "num_host_pages", "max_seqs"])
+def test_sizes_that_no_replay_has_room_for_are_refused(name: str) -> None:
+    huge = dataclasses.replace(CONFIG, **{name: 10**11, "max_step_tokens": 10**12})
+    with pytest.raises(InvalidInput, match=rf"{name} is 100,000,000,000; a replay supports at most"):
+        read_log([encode_header(huge) + "\n"])
+    lines = [encode_header(CONFIG), encode(Resize(1.0, 10**11)), encode(Drain(2.0))]
+    with pytest.raises(InvalidInput, match="num_pages is 100,000,000,000"):
+        read_log([line + "\n" for line in lines])
 
 
 def test_another_version_is_refused_by_number() -> None:

@@ -140,6 +140,7 @@ def test_the_command_replays_and_asks_what_if(tmp_path: Path, capsys: pytest.Cap
         (["--what-if", "speed=2"], "is no FIELD=VALUE; fields: admission"),
         (["--what-if", "max_seqs=two"], "write the value as JSON"),
         (["--what-if", "max_seqs=0"], "max_seqs must be an int of at least 1"),
+        (["--what-if", "num_pages=100000000000"], "a replay supports at most 16,777,216"),
         (["--slo", "soon"], "--slo is 'soon'"),
     ],
 )
