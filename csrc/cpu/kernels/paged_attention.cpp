@@ -29,6 +29,7 @@
 namespace pagedserve::cpu {
 namespace {
 
+constexpr int kFirstBytes = 8192;  // fetched before anything is computed
 constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
 
 inline int64_t element_bytes(DType dtype) {
@@ -59,6 +60,7 @@ class Attention {
     begin(task);
     if (task.splits.begin < task.splits.end) list_split(task.splits.begin);
     Ahead ahead = next_ahead();
+    ahead.read(kFirstBytes);
     stage_queries();
     for (int split = task.splits.begin; split < task.splits.end; ++split) {
       for (head_ = 0; head_ < task.num_heads; ++head_) {
@@ -155,22 +157,28 @@ class Attention {
 
   // A task reads keys and values of its first head, then of the next, split by split.
   int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
-  const TokenList& list_of(int stretch) const {
-    return x_.lists[(task_.splits.begin + stretch / (2 * task_.num_heads)) % 2];
+  Ahead::Part part(int stretch) const {
+    const int in_split = stretch % (2 * task_.num_heads);
+    const TokenList& list = x_.lists[(task_.splits.begin + stretch / (2 * task_.num_heads)) % 2];
+    return {in_split % 2 == 0 ? rows_of(p_.k, list.keys, in_split / 2) : rows_of(p_.v, list.values, in_split / 2),
+            list.count()};
   }
 
-  // What to fetch while the next stretch is read: the one behind it.
+  // What to fetch while the next stretch is read: the one behind it, and of a task's first what is not read at once.
   Ahead next_ahead() {
-    const int reading = num_read_++, next = num_read_;
-    if (next >= num_stretches()) return {};
-    const int count = list_of(reading).count();
-    int64_t read = count * row_bytes(reading % 2 == 0 ? p_.k : p_.v);
-    if (reading % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
-    if (next % (2 * task_.num_heads) == 0) list_split(task_.splits.begin + next / (2 * task_.num_heads));
-    const TokenList& list = list_of(next);
-    const KvPages& kv = next % 2 == 0 ? p_.k : p_.v;
-    const Rows rows = rows_of(kv, next % 2 == 0 ? list.keys : list.values, next / 2 % task_.num_heads);
-    return {rows, list.count(), static_cast<int>(row_bytes(kv)), read};
+    const int stretch = num_read_++;
+    if (stretch >= num_stretches()) return {};
+    const auto [rows, count] = part(stretch);
+    const int bytes = static_cast<int>(row_bytes(stretch % 2 == 0 ? p_.k : p_.v));
+    int64_t read = count * static_cast<int64_t>(bytes);
+    if (stretch % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
+    Ahead::Part later{};
+    if (stretch + 1 < num_stretches()) {
+      if ((stretch + 1) % (2 * task_.num_heads) == 0)
+        list_split(task_.splits.begin + (stretch + 1) / (2 * task_.num_heads));
+      later = part(stretch + 1);
+    }
+    return {{rows, stretch == 0 ? count : 0}, later, bytes, read};
   }
 
   void gather_scales(const KvPages& kv, const int64_t* offsets, const TokenList& list, float factor, float* out) const {
@@ -284,7 +292,7 @@ class Attention {
     });
   }
 
-  bool staged() const { return task_.num_rows > kDirectRows; }
+  bool staged() const { return rows_.end - rows_.begin > kDirectRows; }
 
   template <class T, class Q, class Dim>
   void dot_direct(const Q* q, const Rows& keys, Span positions, Dim head_dim, Ahead& ahead) {
