@@ -2,22 +2,17 @@
 // attention_ahead.h: fetching what a worker will read, evenly while it computes.
 //
 // A worker reads stretches: the keys of one split of one head, their values, the keys of the next head. Reading one, it
-// fetches another that lies kAheadBytes further on, a piece at a time as it goes. Into the second cache, which takes
-// more requests at a time than the first.
-// Measured on 2 cores of an EPYC 9004-series with loops of nothing but products and softmax (bf16, head_dim 128, pages
-// of 16 tokens at random), as a share of what the same cores then read in order (31 to 35 GB/s): 8 KB ahead 85 %, 64 KB
-// 90 %, 128 KB 94 %, 192 KB and more 100 %; 92 % where what two tokens need is fetched at once, 55 % with fetches into
-// the first cache, 56 % with none.
+// fetches the next (of the first of a task, itself too), a piece at a time as it goes. Into the second cache, which takes more requests at a time than the
+// first.
 #pragma once
 
-#include "simd.h"
+#include "attention_tokens.h"
 
 namespace pagedserve::cpu {
 namespace {
 
-constexpr int kAheadBytes = 192 << 10;  // of a second cache of 512 KiB or more
 constexpr int kLineBytes = 64;
-constexpr int kPieceBytes = 4 * kLineBytes;
+constexpr int kPieceBytes = 4 * kLineBytes;  // fetched at once, at most
 
 // The bytes of n elements.
 template <class T>
@@ -29,41 +24,52 @@ constexpr int bytes_of<I4>(int n) {
   return n / 2;
 }
 
-// Pieces to fetch while a stretch is read.
+// Rows to fetch while others are read: those of `now`, then those of `later`.
 class Ahead {
  public:
+  struct Part {
+    Rows rows;
+    int count;
+  };
+
   Ahead() = default;
-  Ahead(const char* const* begin, const char* const* end, int64_t stretch_bytes) : next_(begin), end_(end) {
-    if (begin != end) bytes_a_piece_ = larger(static_cast<int>(stretch_bytes / (end - begin)), 1);
+  // row_bytes: of a row to fetch. read_bytes: that are read meanwhile.
+  Ahead(const Part& now, const Part& later, int row_bytes, int64_t read_bytes)
+      : base_(now.rows.base),
+        next_(now.rows.offsets),
+        end_(next_ + now.count),
+        later_(later),
+        row_bytes_(row_bytes),
+        piece_bytes_(smaller(row_bytes, kPieceBytes)) {
+    const int64_t pieces = (now.count + later.count) * ceil_div(row_bytes, kPieceBytes);
+    if (pieces > 0) bytes_a_piece_ = larger(static_cast<int>(read_bytes / pieces), 1);
+    if (now.count == 0) turn();
   }
 
   // So many bytes of the stretch are read now.
   ALWAYS_INLINE void read(int bytes) {
     for (due_ += bytes; due_ >= bytes_a_piece_ && next_ != end_; due_ -= bytes_a_piece_) {
-      const char* piece = *next_++;
-      UNROLL
-      for (int byte = 0; byte < kPieceBytes; byte += kLineBytes) __builtin_prefetch(piece + byte, 0, 2);
+      const char* piece = base_ + *next_ + in_row_;
+      for (int byte = 0; byte < piece_bytes_; byte += kLineBytes) __builtin_prefetch(piece + byte, 0, 2);
+      in_row_ += kPieceBytes;
+      if (in_row_ < row_bytes_) continue;
+      in_row_ = 0;
+      if (++next_ == end_) turn();
     }
   }
 
  private:
-  const char* const* next_ = nullptr;
-  const char* const* end_ = nullptr;
+  void turn() {
+    base_ = later_.rows.base, next_ = later_.rows.offsets, end_ = next_ + later_.count;
+    later_.count = 0;
+  }
+
+  const char* base_ = nullptr;
+  const int64_t *next_ = nullptr, *end_ = nullptr;
+  Part later_ = {};
+  int row_bytes_ = 0, piece_bytes_ = 0, in_row_ = 0;
   int bytes_a_piece_ = 1 << 30, due_ = 0;
 };
-
-// Adds the pieces of `count` rows, `step` bytes from one to the next.
-inline const char** list_pieces(const char* first, int count, int64_t step, int64_t row_bytes, const char** out) {
-  if (step == row_bytes) {
-    const int pieces = static_cast<int>(ceil_div(count * row_bytes, kPieceBytes));
-    for (int i = 0; i < pieces; ++i) out[i] = first + i * kPieceBytes;
-    return out + pieces;
-  }
-  for (int64_t byte = 0; byte < row_bytes; byte += kPieceBytes, out += count) {
-    for (int i = 0; i < count; ++i) out[i] = first + i * step + byte;
-  }
-  return out;
-}
 
 }  // namespace
 }  // namespace pagedserve::cpu

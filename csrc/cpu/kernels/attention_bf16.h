@@ -2,9 +2,9 @@
 // attention_bf16.h: attention_rows.h and attention_tile.h on the processor's products of bf16 pairs.
 //
 //   q            [num_rows, width]                                bf16   0 beyond head_dim
-//   weights      [num_rows, 2 * kLogitStride]                     bf16   by token of the split, over the logits
+//   weights      [num_rows, 2 * kLogitStride]                     bf16   by position in the split, over the logits
 //   key_tile     [ceil(num_tokens / kLanes), width / 2, kLanes]   pairs  of elements; blocks of tokens, transposed
-//   value_tile   [ceil(num_tokens / 2), width]                    pairs  of tokens, from an even one on; o's order
+//   value_tile   [ceil(num_tokens / 2), width]                    pairs  of positions, from an even one on; o's order
 //   o            [num_rows, width]                                f32    in the order that unpacking two rows gives
 //
 // Sums    a dot product adds pairs of elements along head_dim in each lane, then the lanes as sum() does; a weighted
@@ -72,7 +72,7 @@ ALWAYS_INLINE void dot_block(const Bf16* q, int width, const T* const (&keys)[kB
   store_sums(logits, kLogitStride, sums);
 }
 
-inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
+inline void stage_keys(const Rows& keys, int num_tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; t += kLanes, tile += width / 2 * kLanes) {
     const Bf16* rows[kLanes];
@@ -106,7 +106,7 @@ ALWAYS_INLINE void store_narrow(float* row, int t, Vec weights) {
 
 // Pairs of values straight from their rows: of tokens t and t + 1, t even.
 struct PagedValues {
-  const char* const* rows;  // of token `begin` and on
+  Rows rows;  // of token `begin` and on
   int begin, head_dim;
 
   ALWAYS_INLINE const Bf16* row(int t) const { return reinterpret_cast<const Bf16*>(rows[t - begin]); }
@@ -140,7 +140,7 @@ struct StagedValues {
   }
 };
 
-inline void stage_values(const char* const* values, Span tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
+inline void stage_values(const Rows& values, Span tokens, int head_dim, Ahead& ahead, Bf16Pair* tile) {
   const PagedValues source{values, tokens.begin, head_dim};
   const int width = padded(head_dim);
   for (int t = tokens.begin / 2 * 2; t < tokens.end; t += 2, tile += width) {

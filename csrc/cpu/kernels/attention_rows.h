@@ -2,13 +2,13 @@
 // attention_rows.h: dot products with keys, and weighted sums of values, for a handful of query rows.
 //
 //   q        [num_rows, width]            f32   in the keys' staged order, 0 beyond head_dim
-//   logits   [num_rows, kLogitStride]     f32   by token of the split
+//   logits   [num_rows, kLogitStride]     f32   by position in the split
 //   o        [num_rows, width]            f32   in the values' staged order
-//   rows     [num_tokens]                       the address of each token's key or value
+//   rows     [num_tokens]                       each token's key or value, by position (attention_tokens.h)
 //
 // Staged order is load_pair's: for bf16 the even elements of a pair come before the odd ones.
 // Sums    a dot product adds along head_dim in each lane, then the lanes as sum() does; a weighted sum
-//         adds token by token. attention_tile.h gives the same bits.
+//         adds position by position. attention_tile.h gives the same bits.
 #pragma once
 
 #include "attention_ahead.h"
@@ -16,11 +16,6 @@
 namespace pagedserve::cpu {
 namespace {
 
-struct Span {
-  int begin, end;
-};
-
-constexpr int kSplit = 256;                // tokens; part of the op's definition, see Numerics in DESIGN.md
 constexpr int kLogitStride = kSplit + 16;  // dot products come in groups, and the last may run over
 constexpr int kPair = 2 * kLanes;
 constexpr int kBlockTokens = 4;
@@ -96,7 +91,7 @@ ALWAYS_INLINE void dot_block(const float* q, int width, const T* const (&keys)[k
 
 // logits[r, t] = q[r] . keys[t] for num_tokens tokens and at most kBlockRows rows.
 template <class T, class Q, class Dim>
-inline void dot_rows(const Q* q, int num_rows, const char* const* keys, int num_tokens, Dim head_dim, Ahead& ahead,
+inline void dot_rows(const Q* q, int num_rows, const Rows& keys, int num_tokens, Dim head_dim, Ahead& ahead,
                      float* logits) {
   const int width = padded(head_dim);
   with_count<kBlockRows>(num_rows, [&](auto rows) {
@@ -115,8 +110,8 @@ inline void dot_rows(const Q* q, int num_rows, const char* const* keys, int num_
 
 // o[r, :] += weights[r, t] values[t, :] for num_tokens tokens; kPairs pairs, the last with `tail` elements.
 template <class T, int kRows, int kPairs>
-inline void add_weighted(const float* weights, const char* const* values, int num_tokens, int first, int tail,
-                         Ahead& ahead, float* o, int width) {
+inline void add_weighted(const float* weights, const Rows& values, int num_tokens, int first, int tail, Ahead& ahead,
+                         float* o, int width) {
   Ahead here = ahead;
   Vec sums[kRows][2 * kPairs];
   UNROLL
@@ -152,8 +147,8 @@ inline void add_weighted(const float* weights, const char* const* values, int nu
 
 // o[r, :] += sum over t of weights[r, t] values[t, :], for at most kSumRows rows.
 template <class T>
-inline void sum_rows(const float* weights, int num_rows, const char* const* values, int num_tokens, int head_dim,
-                     Ahead& ahead, float* o) {
+inline void sum_rows(const float* weights, int num_rows, const Rows& values, int num_tokens, int head_dim, Ahead& ahead,
+                     float* o) {
   const int width = padded(head_dim);
   with_count<kSumRows>(num_rows, [&](auto rows) {
     for (int d = 0; d < head_dim; d += kSumPairs * kPair) {

@@ -9,14 +9,23 @@ namespace {
 
 // What turns a dot product into a logit. Tokens count from the split's first.
 struct LogitRule {
-  const float* factors;   // [kSplit] scale times the key's own scale; null: `scale` for all
+  const float* factors;   // [kSplit] by position: scale times the key's own scale; null: `scale` for all
   float scale, soft_cap;  // soft_cap <= 0: off
   float slope;            // 0: off
   int query;              // the query's position, for the slope
   int begin, end;         // tokens the row may see
+  bool streamed;          // it sees the whole split, read in kStreams; else positions are tokens
   const uint8_t* tree;    // of token tree_begin and on, 1: seen; null: all of them
   int tree_begin;
 };
+
+// The tokens at positions t to t + kLanes.
+inline Vec tokens_at(const LogitRule& rule, int t) {
+  if (!rule.streamed) return splat(static_cast<float>(t)) + lane_numbers();
+  float first[kLanes];
+  for (int i = 0; i < kLanes; ++i) first[i] = static_cast<float>(i % kStreams * kStreamTokens + i / kStreams);
+  return splat(static_cast<float>(t / kStreams)) + load(first);
+}
 
 // As many bytes as are read in the time that kLanes weights take: 6 ns of 43 GB/s.
 constexpr int kWeightsBytes = 256;
@@ -33,7 +42,7 @@ inline Vec make_logits(const LogitRule& rule, float* row) {
   for (int t = first; t < rule.end; t += kLanes) {
     Vec x = load(row + t) * (rule.factors == nullptr ? splat(rule.scale) : load(rule.factors + t));
     if (rule.soft_cap > 0) x = splat(rule.soft_cap) * tanh(x / splat(rule.soft_cap));
-    const Vec token = splat(static_cast<float>(t)) + lane_numbers();
+    const Vec token = tokens_at(rule, t);
     if (rule.slope != 0) x = fma(splat(rule.slope), token - splat(static_cast<float>(rule.query)), x);
     if (t < rule.begin) x = select(less(token, splat(static_cast<float>(rule.begin))), splat(-kInfinity), x);
     if (t + kLanes > rule.end) x = select(less(token, splat(static_cast<float>(rule.end))), x, splat(-kInfinity));

@@ -17,7 +17,7 @@ namespace {
 constexpr int kTileRows = kLanes == 16 ? 4 : 2;
 
 template <class T>
-inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
+inline void stage_keys(const Rows& keys, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; t += kLanes, tile += width * kLanes) {
     const T* rows[kLanes];
@@ -39,7 +39,7 @@ inline void stage_keys(const char* const* keys, int num_tokens, int head_dim, Ah
 }
 
 template <class T>
-inline void stage_values(const char* const* values, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
+inline void stage_values(const Rows& values, int num_tokens, int head_dim, Ahead& ahead, float* tile) {
   const int width = padded(head_dim);
   for (int t = 0; t < num_tokens; ++t, tile += width) {
     const T* row = reinterpret_cast<const T*>(values[t]);

@@ -11,10 +11,10 @@
 // Work     attention_plan.h: a task is some rows of one (sequence, KV head), or few rows of each of several heads;
 //          few rows read keys and values straight from the pages, many (a prompt chunk) share staged tiles
 // Sums     per split of 256 tokens from position 0: dot products in lanes over head_dim, the maximum, the
-//          weights, their sum in lanes by position, o token by token; splits are folded left to right. All in
-//          f32, the same additions in the same order whatever the path, the neighbours and the threads. With
-//          bf16_products, on a processor that has them: q and weights rounded to bf16, two products an addition
-//          (attention_bf16.h)
+//          weights, their sum in lanes by position, o position by position (attention_tokens.h says which token
+//          stands where); splits are folded left to right. All in f32, the same additions in the same order
+//          whatever the path, the neighbours and the threads. With bf16_products, on a processor that has them: q and
+//          weights rounded to bf16, two products an addition (attention_bf16.h)
 // Traffic  2 * sum(kv_lens) * num_kv_heads * head_dim * sizeof(KV) bytes; a prompt chunk reads its prefix once per
 //          96 rows, from the last cache
 // Bound    2 * group_size / sizeof(KV) flop per byte of a decode: memory, up to a group of about 4 in bf16 on Zen 4
@@ -23,15 +23,14 @@
 // Source   Dao, Haziza, Massa, Sizov 2023 (Flash-Decoding: splitting along KV); Kwon et al. 2023 (pages)
 // Oracle   pagedserve/backends/reference/attention.py
 #include "../kernels.h"
-#include "attention_bf16.h"
 #include "attention_plan.h"
-#include "attention_softmax.h"
+#include "attention_scratch.h"
 
 namespace pagedserve::cpu {
 namespace {
 
-constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
 constexpr int kFirstBytes = 8192;  // fetched before anything is computed
+constexpr int kDirectTokens = 64;  // read for all rows before the next: they stay in the first cache
 
 inline int64_t element_bytes(DType dtype) {
   switch (dtype) {
@@ -45,108 +44,21 @@ inline int64_t element_bytes(DType dtype) {
   }
 }
 
-// Hands out pieces of one allocation, or measures how large it must be.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += ceil_div(count * sizeof(T), 64) * 64;
-    return piece;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
-
-struct Scratch {
-  float *q, *logits, *o, *total_o, *key_tile, *value_tile, *key_factors, *value_scales;
-  State *states, *totals;
-  Span* spans;              // [rows] tokens of the sequence
-  const char** addresses;   // of the keys or values that are read
-  const char** value_rows;  // of value_tile
-  const char** pieces;      // to fetch, of two stretches
-
-  size_t carve(void* base, int rows, int width) {
-    Carver carver(base);
-    q = carver.take<float>(rows * width);
-    logits = carver.take<float>(rows * kLogitStride);
-    o = carver.take<float>(rows * width);
-    total_o = carver.take<float>(rows * width);
-    key_tile = carver.take<float>(kSplit * width);
-    value_tile = carver.take<float>(kSplit * width);
-    key_factors = carver.take<float>(kLogitStride);
-    value_scales = carver.take<float>(kLogitStride);
-    states = carver.take<State>(rows);
-    totals = carver.take<State>(rows);
-    spans = carver.take<Span>(rows);
-    addresses = carver.take<const char*>(kSplit);
-    value_rows = carver.take<const char*>(kSplit);
-    pieces = carver.take<const char*>(2 * kSplit * ceil_div(width * sizeof(float), kPieceBytes));
-    return carver.used();
-  }
-};
-
-// How kPair elements of a row lie in o, and in the q of products in f32.
-enum class Order { kPlain, kEvenOdd, kUnpacked };
-
-inline int place(Order order, int element) {
-  switch (order) {
-    case Order::kEvenOdd:
-      return element % 2 * kLanes + element / 2;
-#if defined(__AVX512BF16__)
-    case Order::kUnpacked:
-      return unpacked_place(element);
-#endif
-    default:
-      return element;
-  }
-}
-
-template <class T>
-inline void load_row(const T* from, int head_dim, Order order, float* to) {
-  float plain[kPair];
-  for (int d = 0; d < head_dim; d += kPair, to += kPair) {
-    const Vec a = load(from + d, head_dim - d);
-    const Vec b = head_dim - d > kLanes ? load(from + d + kLanes, head_dim - d - kLanes) : zero();
-    if (order == Order::kPlain) {
-      store(to, a);
-      store(to + kLanes, b);
-      continue;
-    }
-    store(plain, a);
-    store(plain + kLanes, b);
-    for (int j = 0; j < kPair; ++j) to[place(order, j)] = plain[j];
-  }
-}
-
-template <class T>
-inline void store_row(const float* from, int head_dim, Order order, T* to) {
-  float plain[kPair];
-  for (int d = 0; d < head_dim; d += kPair, from += kPair) {
-    for (int j = 0; j < kPair; ++j) plain[j] = from[place(order, j)];
-    store(to + d, load(plain), head_dim - d);
-    if (head_dim - d > kLanes) store(to + d + kLanes, load(plain + kLanes), head_dim - d - kLanes);
-  }
-}
-
-inline Order order_of(DType dtype) { return dtype == DType::kBF16 ? Order::kEvenOdd : Order::kPlain; }
-
 class Attention {
  public:
-  Attention(const PagedAttentionParams& p, const Scratch& scratch)
+  Attention(const PagedAttentionParams& p, Scratch& scratch)
       : p_(p),
         x_(scratch),
         group_(p.num_q_heads / p.num_kv_heads),
         width_(padded(p.head_dim)),
-        in_pairs_(kHasBf16Products && p.bf16_products && p.k.dtype == DType::kBF16 && p.v.dtype == DType::kBF16) {}
+        in_pairs_(kHasBf16Products && p.bf16_products && p.k.dtype == DType::kBF16 && p.v.dtype == DType::kBF16) {
+    for (int t = 0; t < kSplit; ++t) x_.tile_offsets[t] = t * width_ * static_cast<int64_t>(sizeof(float));
+  }
 
   // Attends to the task's splits; folds them and writes the rows, or leaves every split's partial.
   void attend(const Task& task, float* partials, int partial_stride) {
     begin(task);
+    if (task.splits.begin < task.splits.end) list_split(task.splits.begin);
     Ahead ahead = next_ahead();
     ahead.read(kFirstBytes);
     stage_queries();
@@ -178,7 +90,7 @@ class Attention {
     task_ = task;
     seq_ = sequence(p_, task.seq);
     pages_ = p_.page_table + task.seq * p_.page_table_stride;
-    num_read_ = num_fetched_ = 0;
+    num_read_ = 0;
     for (int r = 0; r < num_rows(); ++r) {
       x_.spans[r] = visible(p_, seq_, query(r));
       x_.totals[r] = {-kInfinity, 0};
@@ -194,76 +106,85 @@ class Attention {
   int64_t row_bytes(const KvPages& kv) const {
     return kv.dtype == DType::kI4 ? p_.head_dim / 2 : p_.head_dim * element_bytes(kv.dtype);
   }
-  // The tokens of a split that any row of the task sees.
-  Span tokens(int split) const {
-    const int begin = larger(split * kSplit, x_.spans[0].begin);
-    return {begin, smaller((split + 1) * kSplit, x_.spans[task_.num_rows - 1].end)};
+  // Where positions that are read for all rows before the next end: never between a pair.
+  static int run_end(int t, int end) { return smaller((t / kDirectTokens + 1) * kDirectTokens, end); }
+
+  // Rows that see the whole split, none of it through a tree mask.
+  Span whole_rows(int split) const {
+    const Span all{split * kSplit, (split + 1) * kSplit};
+    if (p_.tree_mask != nullptr && all.end > seq_.kv_len - seq_.q_len) return {0, 0};
+    int begin = 0, end = task_.num_rows;
+    while (begin < end && x_.spans[begin].end < all.end) ++begin;
+    while (begin < end && x_.spans[end - 1].begin > all.begin) --end;
+    return {begin, end};
   }
 
-  // Where tokens that are read for all rows before the next end: never between a pair of tokens.
-  static int run_end(int token, int end) { return smaller((token / kDirectTokens + 1) * kDirectTokens, end); }
-
-  // Calls body(page run's first row, rows) for each run of tokens of a head that lie in one page.
-  template <class Body>
-  void for_each_run(const KvPages& kv, Span tokens, int head, const Body& body) const {
-    const int page_size = p_.page_size;
-    const int64_t size = element_bytes(kv.dtype), page_step = kv.page_stride * size, step = kv.token_stride * size;
-    const char* data = static_cast<const char*>(kv.data) + head * kv.head_stride * size;
-    const int32_t* page = pages_ + tokens.begin / page_size;
-    int in_page = tokens.begin % page_size;
-    for (int left = tokens.end - tokens.begin; left > 0; ++page, in_page = 0) {
-      const int count = smaller(left, page_size - in_page);
-      body(data + *page * page_step + in_page * step, count);
-      left -= count;
-    }
+  // The tokens of a split that any of the rows sees.
+  Span tokens(int split, Span rows) const {
+    const int begin = larger(split * kSplit, x_.spans[rows.begin].begin);
+    return {begin, smaller((split + 1) * kSplit, x_.spans[rows.end - 1].end)};
   }
 
-  // The addresses of a head's rows.
-  void list(const KvPages& kv, Span tokens) const {
-    const int64_t step = kv.token_stride * element_bytes(kv.dtype);
-    const char** out = x_.addresses;
-    for_each_run(kv, tokens, task_.kv_head + head_, [&](const char* first, int count) {
-      for (int i = 0; i < count; ++i) *out++ = first + i * step;
-    });
+  // ---- where keys and values lie ----
+
+  void list(Span tokens, bool streamed, TokenList& list) const {
+    list.tokens = tokens;
+    list.streamed = streamed;
+    const auto fill = [&](int64_t page_step, int64_t step, int64_t* out) {
+      list_offsets(tokens, streamed, p_.page_size, step, [&](int i) { return pages_[i] * page_step; }, out);
+    };
+    const auto fill_both = [&](const KvPages& kv, int64_t* rows, int64_t* scales) {
+      fill(kv.page_stride * element_bytes(kv.dtype), kv.token_stride * element_bytes(kv.dtype), rows);
+      if (kv.scales != nullptr) fill(kv.scale_page_stride, kv.scale_token_stride, scales);
+    };
+    fill_both(p_.k, list.keys, list.key_scales);
+    fill_both(p_.v, list.values, list.value_scales);
   }
+
+  // Lists the split as those rows read it that see all of it, if any do.
+  void list_split(int split) const {
+    const Span whole = whole_rows(split);
+    const bool streamed = whole.begin < whole.end;
+    list(tokens(split, streamed ? whole : Span{0, task_.num_rows}), streamed, x_.lists[split % 2]);
+  }
+
+  Rows rows_of(const KvPages& kv, const int64_t* offsets, int head) const {
+    const int64_t step = kv.head_stride * element_bytes(kv.dtype);
+    return {static_cast<const char*>(kv.data) + (task_.kv_head + head) * step, offsets};
+  }
+  Rows keys(const TokenList& list) const { return rows_of(p_.k, list.keys, head_); }
+  Rows values(const TokenList& list) const { return rows_of(p_.v, list.values, head_); }
 
   // A task reads keys and values of its first head, then of the next, split by split.
   int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
-  const KvPages& pages_of(int stretch) const { return stretch % 2 == 0 ? p_.k : p_.v; }
-  Span tokens_of(int stretch) const { return tokens(task_.splits.begin + stretch / (2 * task_.num_heads)); }
-
-  const char** list_stretch(int stretch, const char** out) const {
-    const KvPages& kv = pages_of(stretch);
-    const int head = task_.kv_head + stretch / 2 % task_.num_heads;
-    const int64_t step = kv.token_stride * element_bytes(kv.dtype);
-    const int64_t bytes = row_bytes(kv);
-    for_each_run(kv, tokens_of(stretch), head,
-                 [&](const char* first, int count) { out = list_pieces(first, count, step, bytes, out); });
-    return out;
+  Ahead::Part part(int stretch) const {
+    const int in_split = stretch % (2 * task_.num_heads);
+    const TokenList& list = x_.lists[(task_.splits.begin + stretch / (2 * task_.num_heads)) % 2];
+    return {in_split % 2 == 0 ? rows_of(p_.k, list.keys, in_split / 2) : rows_of(p_.v, list.values, in_split / 2),
+            list.count()};
   }
 
-  // What to fetch while the next stretch is read: a stretch further on, and one more until that is kAheadBytes off.
+  // What to fetch while the next stretch is read: the one behind it, and of a task's first what is not read at once.
   Ahead next_ahead() {
     const int stretch = num_read_++;
     if (stretch >= num_stretches()) return {};
-    // Tiles want most of the second cache.
-    const int64_t bytes = staged() ? 1 : kAheadBytes;
-    const int distance = static_cast<int>(ceil_div(bytes, kSplit * row_bytes(p_.k)));
-    const int last = smaller(stretch + distance, num_stretches() - 1);
-    const char** end = x_.pieces;
-    for (int i = 0; i < 2 && num_fetched_ <= last; ++i) end = list_stretch(num_fetched_++, end);
-    const int count = tokens_of(stretch).end - tokens_of(stretch).begin;
-    int64_t read = count * row_bytes(pages_of(stretch));
+    const auto [rows, count] = part(stretch);
+    const int bytes = static_cast<int>(row_bytes(stretch % 2 == 0 ? p_.k : p_.v));
+    int64_t read = count * static_cast<int64_t>(bytes);
     if (stretch % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
-    return Ahead(x_.pieces, end, read);
+    Ahead::Part later{};
+    if (stretch + 1 < num_stretches()) {
+      if ((stretch + 1) % (2 * task_.num_heads) == 0)
+        list_split(task_.splits.begin + (stretch + 1) / (2 * task_.num_heads));
+      later = part(stretch + 1);
+    }
+    return {{rows, stretch == 0 ? count : 0}, later, bytes, read};
   }
 
-  void gather_scales(const KvPages& kv, Span tokens, float factor, float* out) const {
-    for (int t = tokens.begin; t < tokens.end; ++t) {
-      const int64_t page = pages_[t / p_.page_size];
-      out[t - origin_] = factor * kv.scales[page * kv.scale_page_stride + t % p_.page_size * kv.scale_token_stride +
-                                            (task_.kv_head + head_) * kv.scale_head_stride];
-    }
+  void gather_scales(const KvPages& kv, const int64_t* offsets, const TokenList& list, float factor, float* out) const {
+    const float* scales = kv.scales + (task_.kv_head + head_) * kv.scale_head_stride;
+    const int first = list.positions().begin;
+    for (int i = 0; i < list.count(); ++i) out[first + i] = factor * scales[offsets[i]];
   }
 
   template <class T>
@@ -320,50 +241,78 @@ class Attention {
 
   // Fills states and o of the split and head; `ahead` is that of its keys, and then that of the next ones.
   void attend_split(int split, Ahead& ahead) {
-    const Span span = tokens(split);
+    const TokenList& list = x_.lists[split % 2];
     origin_ = split * kSplit;
-    num_tokens_ = span.end - span.begin;
-    const int first = span.begin - origin_;
-    const float* q = x_.q + head_ * task_.num_rows * width_;
     memset(x_.o, 0, task_.num_rows * width_ * sizeof(float));
-    list(p_.k, span);
-    if (in_pairs_) return attend_in_pairs(span, ahead);
-    with_kv_type(p_.k.dtype, [&](auto type) {
-      using T = decltype(type);
-      if (!staged()) return dot_direct<T>(q, first, p_.head_dim, ahead);
-      stage_keys<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.key_tile);
-      dot_staged<float>(q, x_.key_tile, width_, first);
-    });
-    weigh(span, ahead, [](float* row, int t, Vec weights) { store(row + t, weights); });
-    list(p_.v, span);
+    rows_ = list.streamed ? whole_rows(split) : Span{0, task_.num_rows};
+    weigh_keys(list, ahead);
     ahead = next_ahead();
-    with_kv_type(p_.v.dtype, [&](auto type) {
-      staged() ? sum_staged<decltype(type)>(first, ahead) : sum_direct<decltype(type)>(first, ahead);
-    });
+    add_values(list, ahead);
     ahead = next_ahead();
+    if (!list.streamed) return;
+    const Span whole = rows_;
+    for (const Span rest : {Span{0, whole.begin}, Span{whole.end, task_.num_rows}}) {
+      if (rest.begin < rest.end) attend_part(split, rest);
+    }
   }
 
-  bool staged() const { return task_.num_rows > kDirectRows; }
+  // The same for rows that see less of the split than others, which have brought it into the caches.
+  void attend_part(int split, Span rows) {
+    rows_ = rows;
+    for (int r = rows.begin; r < rows.end; ++r) x_.states[r] = {-kInfinity, 0};
+    const Span seen = tokens(split, rows);
+    if (seen.begin >= seen.end) return;
+    list(seen, false, x_.lists[2]);
+    Ahead none;
+    weigh_keys(x_.lists[2], none);
+    add_values(x_.lists[2], none);
+  }
+
+  // Turns the keys of rows_ into weights.
+  void weigh_keys(const TokenList& list, Ahead& ahead) {
+    const Span positions = list.positions();
+    const int64_t first_row = head_ * task_.num_rows * width_;
+    if (in_pairs_) return weigh_keys_in_pairs(list, reinterpret_cast<const Bf16*>(x_.q) + first_row, ahead);
+    const float* q = x_.q + first_row;
+    with_kv_type(p_.k.dtype, [&](auto type) {
+      using T = decltype(type);
+      if (!staged()) return dot_direct<T>(q, keys(list), positions, p_.head_dim, ahead);
+      stage_keys<T>(keys(list), list.count(), p_.head_dim, ahead, x_.key_tile);
+      dot_staged<float>(q, x_.key_tile, width_, positions);
+    });
+    weigh(list, ahead, [](float* row, int t, Vec weights) { store(row + t, weights); });
+  }
+
+  // Adds the weighted values to o of rows_.
+  void add_values(const TokenList& list, Ahead& ahead) {
+    if (in_pairs_) return add_values_in_pairs(list, ahead);
+    with_kv_type(p_.v.dtype, [&](auto type) {
+      using T = decltype(type);
+      staged() ? sum_staged<T>(list, ahead) : sum_direct<T>(list, ahead);
+    });
+  }
+
+  bool staged() const { return rows_.end - rows_.begin > kDirectRows; }
 
   template <class T, class Q, class Dim>
-  void dot_direct(const Q* q, int first, Dim head_dim, Ahead& ahead) {
-    for (int t = first, end; t < first + num_tokens_; t = end) {
-      end = run_end(t, first + num_tokens_);
+  void dot_direct(const Q* q, const Rows& keys, Span positions, Dim head_dim, Ahead& ahead) {
+    for (int t = positions.begin, end; t < positions.end; t = end) {
+      end = run_end(t, positions.end);
       Ahead none;
-      for (int r = 0; r < task_.num_rows; r += kBlockRows) {
-        dot_rows<T>(q + r * width_, smaller(kBlockRows, task_.num_rows - r), x_.addresses + (t - first), end - t,
-                    head_dim, r == 0 ? ahead : none, x_.logits + r * kLogitStride + t);
+      for (int r = rows_.begin; r < rows_.end; r += kBlockRows) {
+        dot_rows<T>(q + r * width_, smaller(kBlockRows, rows_.end - r), keys.from(t - positions.begin), end - t,
+                    head_dim, r == rows_.begin ? ahead : none, x_.logits + r * kLogitStride + t);
       }
     }
   }
 
   // Of a key tile whose rows, like those of q, have `width` elements.
   template <class T>
-  void dot_staged(const T* q, const T* tile, int width, int first) {
-    for (int t = first; t < first + num_tokens_; t += kLanes, tile += width * kLanes) {
-      for (int r = 0; r < task_.num_rows; r += kTileRows) {
-        const int rows = smaller(kTileRows, task_.num_rows - r);
-        if (x_.spans[r].begin >= origin_ + t + kLanes || x_.spans[r + rows - 1].end <= origin_ + t) continue;
+  void dot_staged(const T* q, const T* tile, int width, Span positions) {
+    for (int t = positions.begin; t < positions.end; t += kLanes, tile += width * kLanes) {
+      for (int r = rows_.begin; r < rows_.end; r += kTileRows) {
+        const int rows = smaller(kTileRows, rows_.end - r);
+        if (in_split(r).begin >= t + kLanes || in_split(r + rows - 1).end <= t) continue;
         dot_tile(q + r * width, rows, tile, width, x_.logits + r * kLogitStride + t);
       }
     }
@@ -383,11 +332,11 @@ class Attention {
   int tree_begin() const { return seq_.kv_len - seq_.q_len - origin_; }
 
   template <class Store>
-  void weigh(Span span, Ahead& ahead, const Store& store_weights) {
+  void weigh(const TokenList& list, Ahead& ahead, const Store& store_weights) {
     const bool key_scales = p_.k.scales != nullptr, value_scales = p_.v.scales != nullptr;
-    if (key_scales) gather_scales(p_.k, span, p_.scale, x_.key_factors);
-    if (value_scales) gather_scales(p_.v, span, 1, x_.value_scales);
-    for (int r = 0; r < task_.num_rows; ++r) {
+    if (key_scales) gather_scales(p_.k, list.key_scales, list, p_.scale, x_.key_factors);
+    if (value_scales) gather_scales(p_.v, list.value_scales, list, 1, x_.value_scales);
+    for (int r = rows_.begin; r < rows_.end; ++r) {
       const Span seen = in_split(r);
       const int position = seq_.kv_len - seq_.q_len + query(r);
       const float* slope = p_.alibi_slopes == nullptr ? nullptr : p_.alibi_slopes + q_head(head_ * task_.num_rows + r);
@@ -398,6 +347,7 @@ class Attention {
                            position - origin_,
                            seen.begin,
                            seen.end,
+                           list.streamed,
                            tree(r),
                            tree_begin()};
       x_.states[r] = make_weights(rule, value_scales ? x_.value_scales : nullptr, ahead, store_weights,
@@ -406,65 +356,72 @@ class Attention {
   }
 
   template <class T>
-  void sum_direct(int first, Ahead& ahead) {
-    for_each_sum<1>({first, first + num_tokens_}, ahead, [&](int row, int rows, Span seen, Ahead& here) {
-      sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, x_.addresses + (seen.begin - first),
+  void sum_direct(const TokenList& list, Ahead& ahead) {
+    const Span positions = list.positions();
+    for_each_sum<1>(positions, ahead, [&](int row, int rows, Span seen, Ahead& here) {
+      sum_rows<T>(x_.logits + row * kLogitStride + seen.begin, rows, values(list).from(seen.begin - positions.begin),
                   seen.end - seen.begin, p_.head_dim, here, x_.o + row * width_);
     });
   }
 
   template <class T>
-  void sum_staged(int first, Ahead& ahead) {
-    stage_values<T>(x_.addresses, num_tokens_, p_.head_dim, ahead, x_.value_tile);
-    for (int t = 0; t < num_tokens_; ++t) x_.value_rows[t] = reinterpret_cast<const char*>(x_.value_tile + t * width_);
+  void sum_staged(const TokenList& list, Ahead& ahead) {
+    const Span positions = list.positions();
+    const Rows tile{reinterpret_cast<const char*>(x_.value_tile), x_.tile_offsets};
+    stage_values<T>(values(list), list.count(), p_.head_dim, ahead, x_.value_tile);
     Ahead none;
-    for (int r = 0; r < task_.num_rows; r += kSumRows) {
-      sum_seen<1>(r, {first, first + num_tokens_}, [&](int row, int rows, Span seen, bool) {
-        sum_rows<float>(x_.logits + row * kLogitStride + seen.begin, rows, x_.value_rows + (seen.begin - first),
+    for (int r = rows_.begin; r < rows_.end; r += kSumRows) {
+      sum_seen<1>(r, positions, [&](int row, int rows, Span seen, bool) {
+        sum_rows<float>(x_.logits + row * kLogitStride + seen.begin, rows, tile.from(seen.begin - positions.begin),
                         seen.end - seen.begin, width_, none, x_.o + row * width_);
       });
     }
   }
 
-  // The same on products of bf16 pairs.
-  void attend_in_pairs(Span span, Ahead& ahead) {
+  // ---- the same on products of bf16 pairs ----
+
+  void weigh_keys_in_pairs(const TokenList& list, const Bf16* q, Ahead& ahead) {
 #if defined(__AVX512BF16__)
-    const Span tokens{span.begin - origin_, span.end - origin_};
-    const Bf16* q = reinterpret_cast<const Bf16*>(x_.q) + head_ * task_.num_rows * width_;
+    const Span positions = list.positions();
     if (staged()) {
       auto* tile = reinterpret_cast<Bf16Pair*>(x_.key_tile);
-      stage_keys(x_.addresses, num_tokens_, p_.head_dim, ahead, tile);
-      dot_staged<Bf16Pair>(reinterpret_cast<const Bf16Pair*>(q), tile, width_ / 2, tokens.begin);
+      stage_keys(keys(list), list.count(), p_.head_dim, ahead, tile);
+      dot_staged<Bf16Pair>(reinterpret_cast<const Bf16Pair*>(q), tile, width_ / 2, positions);
     } else {
-      with_head_dim(p_.head_dim, [&](auto head_dim) { dot_direct<Bf16>(q, tokens.begin, head_dim, ahead); });
+      with_head_dim(p_.head_dim, [&](auto head_dim) { dot_direct<Bf16>(q, keys(list), positions, head_dim, ahead); });
     }
-    weigh(span, ahead, [](float* row, int t, Vec weights) { store_narrow(row, t, weights); });
+    weigh(list, ahead, [](float* row, int t, Vec weights) { store_narrow(row, t, weights); });
+#else
+    (void)list, (void)q, (void)ahead;
+#endif
+  }
+
+  void add_values_in_pairs(const TokenList& list, Ahead& ahead) {
+#if defined(__AVX512BF16__)
+    const Span positions = list.positions();
     const auto sum = [&](int row, int rows, Span seen, const auto& values, auto head_dim, Ahead& fetch) {
       sum_pairs(reinterpret_cast<const Bf16*>(x_.logits + row * kLogitStride), rows, values, seen, head_dim, fetch,
                 x_.o + row * width_);
     };
-    list(p_.v, span);
-    ahead = next_ahead();
     if (staged()) {
       auto* tile = reinterpret_cast<Bf16Pair*>(x_.value_tile);
-      stage_values(x_.addresses, tokens, p_.head_dim, ahead, tile);
-      const StagedValues values{tile, tokens.begin / 2 * 2, width_};
+      stage_values(values(list), positions, p_.head_dim, ahead, tile);
+      const StagedValues staged{tile, positions.begin / 2 * 2, width_};
       Ahead none;
-      for (int r = 0; r < task_.num_rows; r += kSumRows) {
-        sum_seen<2>(r, tokens,
-                    [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, values, p_.head_dim, none); });
+      for (int r = rows_.begin; r < rows_.end; r += kSumRows) {
+        sum_seen<2>(r, positions,
+                    [&](int row, int rows, Span seen, bool) { sum(row, rows, seen, staged, p_.head_dim, none); });
       }
     } else {
-      const PagedValues values{x_.addresses, tokens.begin, p_.head_dim};
+      const PagedValues paged{values(list), positions.begin, p_.head_dim};
       with_head_dim(p_.head_dim, [&](auto head_dim) {
-        for_each_sum<2>(tokens, ahead, [&](int row, int rows, Span seen, Ahead& here) {
-          sum(row, rows, seen, values, head_dim, here);
+        for_each_sum<2>(positions, ahead, [&](int row, int rows, Span seen, Ahead& here) {
+          sum(row, rows, seen, paged, head_dim, here);
         });
       });
     }
-    ahead = next_ahead();
 #else
-    (void)span, (void)ahead;
+    (void)list, (void)ahead;
 #endif
   }
 
@@ -473,10 +430,10 @@ class Attention {
   void for_each_sum(Span tokens, Ahead& ahead, const Sum& sum) {
     for (int t = tokens.begin, end; t < tokens.end; t = end) {
       end = run_end(t, tokens.end);
-      for (int r = 0; r < task_.num_rows; r += kSumRows) {
+      for (int r = rows_.begin; r < rows_.end; r += kSumRows) {
         sum_seen<kAlign>(r, {t, end}, [&](int row, int rows, Span seen, bool common) {
           Ahead none;
-          sum(row, rows, seen, common && r == 0 ? ahead : none);
+          sum(row, rows, seen, common && r == rows_.begin ? ahead : none);
         });
       }
     }
@@ -486,7 +443,7 @@ class Attention {
   // see at once, cut to multiples of kAlign, the rest row by row. A weight of 0 would not do, for 0 * NaN.
   template <int kAlign, class Sum>
   void sum_seen(int row, Span tokens, const Sum& sum) {
-    const int num_rows = smaller(kSumRows, task_.num_rows - row);
+    const int num_rows = smaller(kSumRows, rows_.end - row);
     Span common = tokens;
     for (int r = row; r < row + num_rows; ++r) {
       const Span seen = in_split(r);
@@ -524,16 +481,16 @@ class Attention {
   }
 
   const PagedAttentionParams& p_;
-  const Scratch& x_;
+  Scratch& x_;
   const int group_, width_;
   const bool in_pairs_;  // products of bf16
   Task task_ = {};
   Sequence seq_ = {};
   const int32_t* pages_ = nullptr;
-  int origin_ = 0;                      // the split's first token
-  int num_tokens_ = 0;                  // of the split that any row sees
-  int head_ = 0;                        // of the task
-  int num_read_ = 0, num_fetched_ = 0;  // stretches
+  int origin_ = 0;    // the split's first token
+  Span rows_ = {};    // of the head that attend now
+  int head_ = 0;      // of the task
+  int num_read_ = 0;  // stretches
 };
 
 }  // namespace
