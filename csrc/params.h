@@ -56,6 +56,15 @@ struct PlanDecodeParams {
 };
 
 constexpr int32_t kSplitTokens = 256;  // of a split of a CUDA decode: part of a row's arithmetic
+constexpr int32_t kGroupSplits = 16;   // of a group of them, counted from split 0: part of it too
+constexpr int32_t kMaxBlocks = 1024;   // that share a decode
+
+// A group of whose splits more than one block has some.
+struct CutGroup {
+  int32_t counter;     // of its pieces that have ended; -1: there is no such group
+  int32_t cut;         // the first split that is not in the block in which the group begins
+  int32_t num_pieces;  // blocks that have some of it
+};
 
 // What one block does to one strand.
 struct alignas(16) DecodeTask {
@@ -63,11 +72,19 @@ struct alignas(16) DecodeTask {
   int32_t first_row, num_rows;      // of the q_len * group_size rows
   int32_t kv_len;                   // as planned; at least 0
   int32_t first_split, num_splits;  // of the sequence; 0 splits: writes o = 0, lse = -inf
-  int32_t partial;                  // where its first partial goes; -1: the strand is whole, and its output is final
-  int32_t first_partial;            // of the strand; a piece whose partial this is folds its splits into it
-  int32_t num_partials;             // of the strand, to be folded in order by the piece that ends last
-  int32_t counter;                  // counts the strand's pieces that have ended
-  int32_t num_pieces;               // of the strand
+  int32_t strand_split;             // the strand's first
+  int32_t partial;  // of the strand's first split, those of the others follow; of a whole strand: for its groups so far
+  int32_t counter;  // of the strand's groups that are complete; -1: the strand is whole, and its output is final
+  CutGroup head;    // the group that has begun before this piece
+  CutGroup tail;    // the group that begins in this piece and goes on behind it
+};
+
+// Where a block begins, in one place, so that one trip to memory brings it.
+struct PlannedBlock {
+  int32_t num_blocks;            // planned
+  int32_t num_tasks, next_task;  // of this block; behind the first its records lie from tasks[next_task] on
+  int32_t spare;
+  DecodeTask first;
 };
 
 // What a plan was made for, and how much there is of it.

@@ -120,7 +120,8 @@ def work_rows(work: Work) -> Iterator[report.Row]:
     total = {name: work.of_class(name) for name in names}
     yield {"phase": "a tile", "all": sum(total.values())} | total
     yield {"phase": "end of a split", "all": work.split}
-    yield {"phase": "a row of a partial", "all": work.partial}
+    yield {"phase": "a row's merge, each 32 partials", "all": work.merge_row}
+    yield {"phase": "of them each that are read at once", "all": work.merge_batch}
 
 
 def bar_row(heads: str, kv_lens: str, kv: str, found: Prediction) -> report.Row:

@@ -89,16 +89,22 @@ class Work:
     Attributes:
         tile: phase -> class -> instructions, for a tile in the middle of a long sequence.
         split: instructions at the end of a split, in which warps add up.
-        partial: instructions for one row of a partial, when a strand's pieces are merged.
+        merge_row, merge_batch: instructions to fold a row of partials: for up to 32 of them, and for each
+            `merge_ahead` of these.
     """
 
     tile: dict[str, Counter[str]]
     split: int
-    partial: float
+    merge_row: int
+    merge_batch: int
 
     def tile_slots(self, tiles_per_split: int) -> float:
         """Issue slots of a tile, with its share of the split's end."""
         return sum(sum(classes.values()) for classes in self.tile.values()) + self.split / tiles_per_split
+
+    def merge_slots(self, partials: int, merge_ahead: int) -> int:
+        """Issue slots of one row."""
+        return ceil_div(partials, 32) * self.merge_row + ceil_div(partials, merge_ahead) * self.merge_batch
 
     def of_class(self, name: str) -> int:
         return sum(classes[name] for classes in self.tile.values())
@@ -209,15 +215,15 @@ def work_of(lines: list[Line], sizes: Sizes, head_dim: int, columns: int, num_ro
     for line in inside(lines, split_loop):
         if not tile_loop[0] <= line.address <= tile_loop[1] and phase_of(line) == "split":
             split += folds if "fold_column" in line.functions else 1
-    return Work(tile, split, merge_slots(lines, sizes.merge_ahead))
+    return Work(tile, split, *merge_loops(lines))
 
 
-def merge_slots(lines: list[Line], ahead: int) -> float:
-    """Instructions for one row of a partial: a loop over 32 of them holds one over `ahead` that adds their values."""
+def merge_loops(lines: list[Line]) -> tuple[int, int]:
+    """Instructions of the loop over 32 partials of a row, and of the one in it that folds `merge_ahead` of them."""
     loops = [body for body in (inside(lines, loop) for loop in loops_of(lines)) if is_merge(body)]
     outer = next((body for body in loops if has(body, "MUFU")), [])
     inner = next((body for body in loops if body[0] in outer and len(body) < len(outer)), [])
-    return len(inner) / ahead + (len(outer) - len(inner)) / 32
+    return len(outer) - len(inner), len(inner)
 
 
 def is_merge(body: list[Line]) -> bool:

@@ -7,16 +7,19 @@ Every number is a Fact with its origin. Nothing here is measured; what is assume
     in flight           blocks on an SM * stages * bytes of a tile; one stage less while a tile is used
     a tile's time       its bytes / bandwidth of an SM, against issue slots of one warp: an SM has four schedulers, a
                         block four warps
-    predicted           launch + dependent trips to memory + merge + the longest of: bytes / (bandwidth * best
-                        published share), issue slots of the SM with most tiles, that SM's bytes at what it can have
-                        in flight
-    merge               of the strand with most partials, by the last block: its instructions one a clock, and a trip
-                        to the second cache for every `merge_ahead` partials; four rows at a time
+    predicted           launch + dependent trips + merge + the last tile's instructions + the longest of: bytes /
+                        streaming rate, issue slots of the SM with most tiles, that SM's bytes at what it can have in
+                        flight
+    merge               of the cut group with most partials, then of the strand with most groups, each by one block: a
+                        trip to the second cache to write, one to count, then for every `merge_ahead` partials a
+                        trip, their bytes at what an SM takes from that cache, and their instructions one a clock; four
+                        rows at a time
+    streaming rate      what published rows of FlashAttention 3 grow by. A row's own bytes / time has its launch,
+                        prologue and tail in it, which are counted here for ours; between two rows they cancel
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +28,12 @@ from bench.explain.code import Sizes, Work
 from pagedserve import ops
 from pagedserve.simulate.hardware import GPUS, Gpu
 from pagedserve.specs.plan_layout import (
+    BLOCK_BYTES,
     BLOCKS_PER_MULTIPROCESSOR,
+    GROUP_SPLITS,
     MAX_BLOCKS,
     SPLIT_TOKENS,
+    TASK_BYTES,
     TASK_FIELDS,
     PlanLayout,
     Rows,
@@ -39,11 +45,22 @@ SCALE_BYTES = {"bf16": 0, "f16": 0, "f8": 4, "i8": 4, "i4": 4}
 LATENCY_S = 0.8e-6
 TRIP_S = 0.6e-6
 CACHE_TRIP_S = 0.3e-6
+CACHE_BYTES_PER_CLOCK = 64  # of an SM
 LAUNCH_S = 2.0e-6
-BEST_SHARE = 4.24 / 4.8
-# Loads of which each needs the one before, in run() and TileStream; then what a strand in pieces does at its end.
-TRIPS = ("planned blocks", "first task", "task", "kv_len", "page id", "tile")
-MERGE_TRIPS = ("partial written", "arrival counted", "partials read")
+# FlashAttention 3 on an H200, vllm #43232: bf16, 32/8 heads, head_dim 128, page_size 16. kv_lens -> bytes a second.
+PUBLISHED = {"8x1024": 1.92e12, "8x4096": 3.23e12, "8x16384": 4.05e12, "8x32768": 4.24e12}
+PUBLISHED_BYTES_PER_S = 4.8e12  # the data sheet's
+# Loads of which each needs the one before, from run() to the first tile; then what each of two merges waits for first.
+TRIPS = ("a block's first record", "page id, length", "tile, queries")
+MERGE_TRIPS = ("partial written", "arrival counted")
+
+
+def streaming_share() -> float:
+    """Of the data sheet's bandwidth: (bytes of 8x32768 - those of 8x16384) / (the time of one - that of the other)."""
+    token_bytes = 2 * 8 * 128 * 2
+    longer, shorter = (8 * length * token_bytes for length in (32768, 16384))
+    seconds = longer / PUBLISHED["8x32768"] - shorter / PUBLISHED["8x16384"]
+    return (longer - shorter) / seconds / PUBLISHED_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -99,13 +116,15 @@ class Plan:
     Attributes:
         block_tokens: of each planned block, tokens of a KV head and tile of rows.
         partial_bytes: written, and read once.
-        most_partials: of a strand; 0 where none is cut.
+        most_partials: of a cut group; 0 where no strand is cut.
+        most_groups: of a cut strand; 0 where none has more than one.
     """
 
     block_tokens: tuple[int, ...]
     num_tasks: int
-    partial_bytes: int
-    most_partials: int
+    partial_bytes: int = 0
+    most_partials: int = 0
+    most_groups: int = 0
 
     @property
     def busy(self) -> int:
@@ -126,13 +145,50 @@ def planned(shape: Shape, num_sms: int) -> Plan:
     lens = torch.tensor(shape.kv_lens, dtype=torch.int32)
     ops.plan_decode(lens, workspace, **heads, num_blocks=num_blocks, backend="cpu")
     layout = PlanLayout.of(len(shape.kv_lens), *heads.values())
-    starts = workspace[layout.task_starts :][: 4 * (num_blocks + 1)].view(torch.int32).tolist()
-    fields = workspace[layout.tasks :][: 4 * len(TASK_FIELDS) * starts[-1]].view(torch.int32)
-    tasks = [dict(zip(TASK_FIELDS, row, strict=True)) for row in fields.view(-1, len(TASK_FIELDS)).tolist()]
-    of_block = [sum(map(task_tokens, tasks[a:b])) for a, b in itertools.pairwise(starts)]
-    rows = {task["first_partial"]: (task["num_partials"], task["num_rows"]) for task in tasks if task["partial"] >= 0}
-    partial_bytes = sum(count * num_rows * 4 * (shape.head_dim + 2) for count, num_rows in rows.values())
-    return Plan(tuple(of_block), len(tasks), partial_bytes, max((count for count, _ in rows.values()), default=0))
+    blocks = [
+        workspace[layout.blocks + BLOCK_BYTES * block :][:BLOCK_BYTES].view(torch.int32).tolist()
+        for block in range(num_blocks)
+    ]
+    tasks = []
+    for _, num_tasks, next_task, _, *first in blocks:
+        more = workspace[layout.tasks + TASK_BYTES * next_task :][: TASK_BYTES * max(num_tasks - 1, 0)].view(
+            torch.int32
+        )
+        records = [first, *more.view(-1, len(TASK_FIELDS)).tolist()] if num_tasks else []
+        tasks.append([dict(zip(TASK_FIELDS, record, strict=True)) for record in records])
+    cut = [task for mine in tasks for task in mine if task["counter"] >= 0]
+    written = sum(partials_of(task) * task["num_rows"] * 4 * (shape.head_dim + 2) for task in cut)
+    groups = max((ceil_div(splits_of(task), GROUP_SPLITS) for task in cut), default=0)
+    return Plan(
+        tuple(sum(map(task_tokens, mine)) for mine in tasks),
+        sum(map(len, tasks)),
+        written,
+        max((group_partials(task) for task in cut), default=0),
+        groups if groups > 1 else 0,
+    )
+
+
+def splits_of(task: dict[str, int]) -> int:
+    """Of the task's strand, which has no window."""
+    return ceil_div(task["kv_len"], SPLIT_TOKENS)
+
+
+def partials_of(task: dict[str, int]) -> int:
+    """What a piece of a cut strand writes: a group that it begins is one, splits of its head are one each."""
+    end = task["first_split"] + task["num_splits"]
+    head_end = task["first_split"]
+    if task["head_counter"] >= 0:
+        head_end = min((head_end // GROUP_SPLITS + 1) * GROUP_SPLITS, end)
+    begun = ceil_div(end, GROUP_SPLITS) - ceil_div(head_end, GROUP_SPLITS) if end > head_end else 0
+    return head_end - task["first_split"] + begun
+
+
+def group_partials(task: dict[str, int]) -> int:
+    """Of the group that a piece begins and its end cuts: its first splits as one, the others one each."""
+    if task["tail_counter"] < 0:
+        return 0
+    cut = task["tail_cut"]
+    return min(ceil_div(cut, GROUP_SPLITS) * GROUP_SPLITS, splits_of(task)) - cut + 1
 
 
 def task_tokens(task: dict[str, int]) -> int:
@@ -142,7 +198,7 @@ def task_tokens(task: dict[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Fact:
-    """A number, and where it is from: "data sheet", "counted", "planner", "arithmetic" or "assumed"."""
+    """A number, and where it is from: "data sheet", "counted", "planner", "arithmetic", "derived" or "assumed"."""
 
     name: str
     value: float
@@ -173,6 +229,16 @@ class Prediction:
     facts: tuple[Fact, ...]
 
 
+def merge_of(shape: Shape, sizes: Sizes, work: Work, clock: float, rows: int, partials: int) -> float:
+    """Seconds from the last partial's sums to the merged ones."""
+    warps = sizes.threads // 32
+    turns, batches = ceil_div(rows, warps), ceil_div(partials, sizes.merge_ahead)
+    batch_bytes = min(partials, sizes.merge_ahead) * min(rows, warps) * 4 * (shape.head_dim + 2)
+    batch_s = CACHE_TRIP_S + batch_bytes / CACHE_BYTES_PER_CLOCK / clock
+    instructions = work.merge_slots(partials, sizes.merge_ahead) * ceil_div(shape.head_dim, 128) / clock
+    return len(MERGE_TRIPS) * CACHE_TRIP_S + turns * (batches * batch_s + instructions)
+
+
 def predict(
     shape: Shape, card: Card, sizes: Sizes, work: Work, registers: int, blocks: int, plan: Plan, bar_s: float | None
 ) -> Prediction:
@@ -186,17 +252,18 @@ def predict(
     busiest = max(sms)
     resident = min(blocks, max(-(-plan.busy // card.num_sms), 1))
     in_flight = resident * sizes.stages * tile_bytes
+    share = streaming_share()
     needed = LATENCY_S * card.gpu.bytes_per_s / card.num_sms
     terms = {
-        "memory": shape.kv_bytes / (card.gpu.bytes_per_s * BEST_SHARE),
+        "memory": shape.kv_bytes / (card.gpu.bytes_per_s * share),
         "instructions": busiest / sizes.tile_tokens * slots / clock,
         "latency of the busiest SM": busiest * shape.head_token_bytes / (in_flight / LATENCY_S),
     }
-    trips = TRIPS + (MERGE_TRIPS if plan.most_partials else ())
-    turns = ceil_div(min(shape.rows.num_rows, shape.rows.tile_rows), sizes.threads // 32)
-    merge_slots = plan.most_partials * work.partial * turns
-    merge_s = merge_slots / clock + ceil_div(plan.most_partials, sizes.merge_ahead) * turns * CACHE_TRIP_S
-    fixed = LAUNCH_S + len(trips) * TRIP_S + merge_s
+    rows = min(shape.rows.num_rows, shape.rows.tile_rows)
+    merges = [merge_of(shape, sizes, work, clock, rows, n) for n in (plan.most_partials, plan.most_groups) if n]
+    merge_s = sum(merges)
+    last_tile_s = work.tile_slots(1) / clock
+    fixed = LAUNCH_S + len(TRIPS) * TRIP_S + merge_s + last_tile_s
     longest = max(terms, key=lambda name: terms[name])
     floor = shape.kv_bytes / card.gpu.bytes_per_s
     room = None if bar_s is None else bar_s - fixed
@@ -208,7 +275,13 @@ def predict(
         Fact("a trip to memory, else idle", TRIP_S * 1e6, "us", "assumed"),
         Fact("a trip to the second cache", CACHE_TRIP_S * 1e6, "us", "assumed"),
         Fact("launch and end of a kernel in a graph", LAUNCH_S * 1e6, "us", "assumed"),
-        Fact("best published share of bandwidth", BEST_SHARE, "", "assumed for ours: FlashAttention 3, vllm #43232"),
+        Fact("bytes from the second cache to an SM", CACHE_BYTES_PER_CLOCK, "a clock", "assumed"),
+        Fact(
+            "streaming share of bandwidth",
+            share,
+            "",
+            "derived: published rows of FlashAttention 3, vllm #43232, 8x32768 less 8x16384; not measured by us",
+        ),
         Fact("keys, values and scales", shape.kv_bytes / 1e6, "MB", "arithmetic"),
         Fact("floor: bytes over bandwidth", floor * 1e6, "us", "arithmetic"),
         Fact("registers of a thread", registers, "", "counted: cuobjdump"),
@@ -230,12 +303,11 @@ def predict(
         Fact("tasks", plan.num_tasks, "", "planner"),
         Fact("mean over most tokens of an SM", mean / busiest if busiest else 1.0, "", "planner; blocks go round"),
         Fact("partials, written and read", 2 * plan.partial_bytes / 1e6, "MB", "planner; mostly in the second cache"),
-        Fact("most partials of a strand", plan.most_partials, "", "planner"),
-        Fact(
-            "their merge's instructions", merge_slots, "clocks", f"counted: {work.partial:.0f} a partial, {turns} turns"
-        ),
-        Fact("their merge", merge_s * 1e6, "us", f"arithmetic: one a clock, a trip for {sizes.merge_ahead} partials"),
-        Fact("dependent trips to memory", len(trips), "", f"counted: {', '.join(trips)}"),
+        Fact("most partials of a cut group", plan.most_partials, "", "planner"),
+        Fact("most groups of a cut strand", plan.most_groups, "", "planner"),
+        Fact("their merges", merge_s * 1e6, "us", f"arithmetic: {', '.join(MERGE_TRIPS)}, {sizes.merge_ahead} a trip"),
+        Fact("the last tile's instructions", last_tile_s * 1e6, "us", "counted, one a clock"),
+        Fact("dependent trips to memory", len(TRIPS), "", f"counted: {'; '.join(TRIPS)}"),
     )
     return Prediction(
         shape=shape,

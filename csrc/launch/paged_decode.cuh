@@ -19,7 +19,7 @@ inline kernels::DecodeCall decode_call(const PagedAttentionParams& p) {
   plan.head_dim = p.head_dim;
   plan.q_len = p.q_len;
   const plan::Workspace w = plan::workspace_of(plan);
-  return {p, w.tasks, w.task_starts, &w.header->num_blocks, w.counters, w.partials, plan::tile_rows(plan)};
+  return {p, w.blocks, w.tasks, w.counters, w.partials, plan::tile_rows(plan)};
 }
 
 template <class C>

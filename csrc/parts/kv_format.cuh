@@ -185,7 +185,7 @@ struct KvFormat<I4x2> {
       for (int i = 0; i < 4; ++i) {
         PAGEDSERVE_UNROLL
         for (int nibble = 0; nibble < 4; ++nibble) {
-          a[tile + i / 2][nibble / 2][i % 2 + nibble % 2 * 2] = expand(words[i] >> 4 * nibble);
+          a[tile + i / 2][nibble / 2][i % 2 + nibble % 2 * 2] = expand(words[i], nibble);
         }
       }
     }
@@ -203,7 +203,7 @@ struct KvFormat<I4x2> {
       for (int i = 0; i < 4; ++i) {
         PAGEDSERVE_UNROLL
         for (int nibble = 0; nibble < 4; ++nibble) {
-          a[tile + i / 2][nibble / 2][i % 2 * 2 + nibble % 2] = expand(words[i] >> 4 * nibble);
+          a[tile + i / 2][nibble / 2][i % 2 * 2 + nibble % 2] = expand(words[i], nibble);
         }
       }
     }
@@ -215,9 +215,11 @@ struct KvFormat<I4x2> {
     const MatrixLane lane = matrix_lane();
     return rows + SharedRows<kRowBytes>::offset(token + lane.matrix * 8 + lane.row, chunk);
   }
-  // 0x6400 + n is the f16 1024 + n.
-  static PAGEDSERVE_DEVICE uint32_t expand(uint32_t nibbles) {
-    return target::sub_f16x2((nibbles & 0x000f000fu) | 0x64006400u, 0x64086408u);
+  // 0x6400 + n is the f16 1024 + n, and 0x6400 + 16 n is 1024 + 16 n: one shift for two pairs of nibbles. All exact.
+  static PAGEDSERVE_DEVICE uint32_t expand(uint32_t word, int nibble) {
+    const uint32_t pairs = nibble < 2 ? word : word >> 8;
+    if (nibble % 2 == 0) return target::sub_f16x2((pairs & 0x000f000fu) | 0x64006400u, 0x64086408u);
+    return target::fma_f16x2((pairs & 0x00f000f0u) | 0x64006400u, 0x2c002c00u, 0xd480d480u);  // x / 16 - 72
   }
 };
 

@@ -64,12 +64,14 @@ struct alignas(16) Sums {
   float v[4];
 };
 
-// The sums that go with the states. A part of 0 leaves its side out, whatever that holds.
+// The sums that go with the states. A part of 0 leaves its side out, whatever that holds; so what is folded into an
+// empty state keeps its bits.
 PAGEDSERVE_DEVICE Sums fold(const Sums& total, const Sums& newer, const Parts& parts) {
   Sums sums;
   PAGEDSERVE_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const float folded = fold(parts.older == 0.f ? 0.f : total.v[i], newer.v[i], parts);
+    const float scaled = newer.v[i] * parts.newer;
+    const float folded = parts.older == 0.f ? scaled : ::fmaf(total.v[i], parts.older, scaled);
     sums.v[i] = parts.newer == 0.f ? total.v[i] : folded;
   }
   return sums;

@@ -3,6 +3,7 @@
 //
 //   strand    a sequence with one KV head and one tile of rows; row r is query r / group_size, head r % group_size
 //   split     tokens [i * kSplitTokens, (i + 1) * kSplitTokens) of a sequence, counted from position 0
+//   group     splits [i * kGroupSplits, (i + 1) * kGroupSplits) of a sequence, as far as a strand has them
 //   piece     consecutive splits of one strand that one block attends to
 //
 // Strands lie end to end on a line, by sequence, KV head and tile; each takes its tokens and then kPieceCost. The line
@@ -10,9 +11,11 @@
 // split has one block, no block has more than payload + kSplitTokens + kPieceCost, and a block's records follow from
 // the lengths alone, without looking at another block's.
 //
-// The piece that begins a strand folds its splits into one partial; every other split has a partial of its own. Folded
-// left to right these give the same bits wherever the strand was cut, so a plan changes time and nothing else. A strand
-// that is not cut has no partial. Where partials run out, a strand stays whole.
+// Splits fold left to right into their group, groups left to right into the strand: the same bits wherever the strand
+// was cut, so a plan changes time and nothing else. A strand that is cut has a partial's place for each split, in their
+// order. What a piece has of a group from its begin on, it folds into the place of the group's first split; a split
+// behind a cut stays alone in its own. Who ends a cut group last folds these, and who ends the strand's last group the
+// groups. A strand that is not cut leaves no partial. Where partials run out, a strand stays whole.
 //
 // Host (plan_decode.cpp) and device (plan_decode.cuh) compile this same arithmetic. Everything here is constexpr, which
 // nvcc lets a kernel call (--expt-relaxed-constexpr).
@@ -24,8 +27,7 @@
 
 namespace pagedserve::plan {
 
-constexpr int32_t kPieceCost = 64;  // tokens that starting a piece costs; a guess: no GPU has measured it
-constexpr int32_t kMaxBlocks = 1024;
+constexpr int32_t kPieceCost = 64;   // tokens that starting a piece costs; a guess: no GPU has measured it
 constexpr int64_t kAlignment = 128;  // of what lies in a workspace; the workspace itself is aligned to 16 bytes
 
 // Where a window begins: the first split at or behind it. split 0 begins a strand.
@@ -37,13 +39,14 @@ struct Cut {
 // What a workspace holds. Pointers to its parts, for num_seqs sequences.
 struct Workspace {
   PlanHeader* header;
-  int32_t* task_starts;     // [num_blocks + 1]       block b has tasks[task_starts[b]] to tasks[task_starts[b + 1]]
-  uint32_t* counters;       // [kMaxBlocks]           0 between launches
+  PlannedBlock* blocks;     // [kMaxBlocks]           those behind num_blocks have no task, and no first one
+  uint32_t* counters;       // [2, kMaxBlocks]        of strands and of groups, by where they begin; 0 between launches
   Cut* cuts;                // [num_blocks + 1]       while planning
   int64_t* partial_starts;  // [num_blocks + 1]       while planning
   int64_t* seq_starts;      // [num_seqs + 1]         while planning: where a sequence begins on the line
-  DecodeTask* tasks;        // [num_strands + kMaxBlocks]
-  float* partials;          // [max_partials, partial_floats]   o [tile_rows, head_dim], then [tile_rows] of max, sum
+  DecodeTask* tasks;        // [num_strands + kMaxBlocks]       by block; a block's first is in blocks, not here
+  float* partials;          // [num_totals + max_partials, partial_floats]   o [tile_rows, head_dim], then [tile_rows]
+                            // of max, sum; the first num_totals are those of whole strands
   int64_t max_partials;     // below 0: the workspace is too small for a plan
 };
 
@@ -73,6 +76,10 @@ constexpr int64_t num_strands(const PlanDecodeParams& p) { return p.num_seqs * s
 constexpr int64_t partial_floats(const PlanDecodeParams& p) {
   return static_cast<int64_t>(tile_rows(p)) * (p.head_dim + 2);
 }
+// Whole strands that are being attended to at once: a block has one, and no strand has two.
+constexpr int32_t num_totals(const PlanDecodeParams& p) {
+  return num_strands(p) < kMaxBlocks ? static_cast<int32_t>(num_strands(p)) : kMaxBlocks;
+}
 
 template <class T>
 constexpr T* take(const PlanDecodeParams& p, int64_t& offset, int64_t count) {
@@ -86,16 +93,16 @@ constexpr Workspace workspace_of(const P& p) {
   Workspace w{};
   int64_t offset = 0;
   w.header = take<PlanHeader>(p, offset, 1);
-  w.task_starts = take<int32_t>(p, offset, kMaxBlocks + 1);
-  w.counters = take<uint32_t>(p, offset, kMaxBlocks);
+  w.blocks = take<PlannedBlock>(p, offset, kMaxBlocks);
+  w.counters = take<uint32_t>(p, offset, 2 * kMaxBlocks);
   w.cuts = take<Cut>(p, offset, kMaxBlocks + 1);
   w.partial_starts = take<int64_t>(p, offset, kMaxBlocks + 1);
   w.seq_starts = take<int64_t>(p, offset, p.num_seqs + 1);
   w.tasks = take<DecodeTask>(p, offset, num_strands(p) + kMaxBlocks);
   w.partials = take<float>(p, offset, 0);
-  const int64_t left = p.workspace_bytes - offset;
   const int64_t partial_bytes = partial_floats(p) * static_cast<int64_t>(sizeof(float));
-  w.max_partials = left < 0 ? -1 : left / partial_bytes < 0x7fffffff ? left / partial_bytes : 0x7fffffff;
+  const int64_t left = p.workspace_bytes - offset - num_totals(p) * partial_bytes, most = 0x7fffffff - kMaxBlocks;
+  w.max_partials = left < 0 ? -1 : left / partial_bytes < most ? left / partial_bytes : most;
   return w;
 }
 
@@ -164,7 +171,7 @@ constexpr bool begins_in(const Cut& from, int32_t strand) {
 constexpr int64_t partials_of_block(const PlanDecodeParams& p, const Workspace& w, int32_t block) {
   const Cut end = w.cuts[block + 1];
   if (end.split == 0 || !begins_in(w.cuts[block], end.strand)) return 0;
-  return strand_of(p, p.kv_lens[end.strand / strands_of_seq(p)]).num_splits - end.split + 1;
+  return strand_of(p, p.kv_lens[end.strand / strands_of_seq(p)]).num_splits;
 }
 
 // ---- a block ----
@@ -182,7 +189,28 @@ constexpr int32_t num_tasks_between(const Cut& begin, const Cut& end) {
   return end.strand - begin.strand + (end.split > 0 && (begin.strand < end.strand || begin.split < end.split) ? 1 : 0);
 }
 
-// The piece of `strand` in block `block`, whose pieces reach from begin to end.
+constexpr int32_t group_begin(const Strand& s, int32_t split) {
+  const int32_t begin = split / kGroupSplits * kGroupSplits;
+  return begin < s.first_split ? s.first_split : begin;
+}
+constexpr int32_t group_end(const Strand& s, int32_t split) {
+  const int32_t end = (split / kGroupSplits + 1) * kGroupSplits, strand_end = s.first_split + s.num_splits;
+  return end < strand_end ? end : strand_end;
+}
+// The window in which a split begins; `start`: where its strand begins on the line.
+constexpr int32_t window_of(int64_t payload, const Strand& s, int64_t start, int32_t split) {
+  return static_cast<int32_t>((start + static_cast<int64_t>(split - s.first_split) * kSplitTokens) / payload);
+}
+
+// The group of a cut strand that begins with a split, and that the end of its window cuts: of all groups that begin in
+// a window at most one.
+constexpr CutGroup cut_group(const Workspace& w, int64_t payload, const Strand& s, int64_t start, int32_t begin) {
+  const int32_t owner = window_of(payload, s, start, begin);
+  const int32_t last = window_of(payload, s, start, group_end(s, begin) - 1);
+  return {kMaxBlocks + owner, s.first_split + w.cuts[owner + 1].split, last - owner + 1};
+}
+
+// The piece of `strand` in a block whose pieces reach from begin to end.
 constexpr DecodeTask task_of(const PlanDecodeParams& p, const Workspace& w, int64_t payload, const Cut& begin,
                              const Cut& end, int32_t strand) {
   const int32_t seq = static_cast<int32_t>(strand / strands_of_seq(p));
@@ -199,29 +227,41 @@ constexpr DecodeTask task_of(const PlanDecodeParams& p, const Workspace& w, int6
   t.kv_len = s.kv_len;
   t.first_split = s.first_split + first;
   t.num_splits = behind - first;
-  t.partial = t.first_partial = t.counter = -1;
-  t.num_pieces = 1;
-  if (t.num_splits == s.num_splits) return t;
+  t.strand_split = s.first_split;
+  t.counter = t.head.counter = t.tail.counter = -1;
   const int64_t start = strand_start(p, w, strand);
-  const int32_t owner = static_cast<int32_t>(start / payload);
-  const int32_t folded = w.cuts[owner + 1].split;  // splits of the piece that begins the strand
-  t.first_partial = static_cast<int32_t>(w.partial_starts[owner]);
-  t.num_partials = s.num_splits - folded + 1;
-  t.partial = t.first_partial + (first == 0 ? 0 : first - folded + 1);
+  const int32_t owner = window_of(payload, s, start, s.first_split);
+  if (t.num_splits == s.num_splits) {
+    t.partial = num_strands(p) < kMaxBlocks ? strand : owner;
+    return t;
+  }
+  t.partial = static_cast<int32_t>(num_totals(p) + w.partial_starts[owner]);
   t.counter = owner;
-  const int64_t last_split = start + static_cast<int64_t>(s.num_splits - 1) * kSplitTokens;
-  t.num_pieces = static_cast<int32_t>(last_split / payload) - owner + 1;
+  const int32_t end_split = t.first_split + t.num_splits;
+  const int32_t head = group_begin(s, t.first_split), tail = group_begin(s, end_split - 1);
+  if (head < t.first_split) t.head = cut_group(w, payload, s, start, head);
+  if (tail >= t.first_split && group_end(s, tail) > end_split) t.tail = cut_group(w, payload, s, start, tail);
   return t;
 }
 
-// Writes block `block`'s records; first_task is where they begin.
-constexpr void write_tasks(const PlanDecodeParams& p, const Workspace& w, int64_t payload, int32_t block,
+// Writes where block `block` begins, and its records; first_task: as many records come before it.
+constexpr void write_block(const PlanDecodeParams& p, const Workspace& w, int64_t payload, int32_t block,
                            int32_t first_task) {
   const Cut begin = begin_of_block(p, w, payload, block), end = begin_of_block(p, w, payload, block + 1);
   const int32_t count = num_tasks_between(begin, end);
+  PlannedBlock& here = w.blocks[block];
+  here.num_blocks = p.num_blocks;
+  here.num_tasks = count;
+  here.next_task = first_task + 1;
+  here.spare = 0;
   for (int32_t i = 0; i < count; ++i) {
-    w.tasks[first_task + i] = task_of(p, w, payload, begin, end, begin.strand + i);
+    (i == 0 ? here.first : w.tasks[first_task + i]) = task_of(p, w, payload, begin, end, begin.strand + i);
   }
+}
+
+// What a block behind the planned ones finds.
+constexpr void write_idle_block(const PlanDecodeParams& p, const Workspace& w, int32_t block) {
+  w.blocks[block].num_blocks = p.num_blocks;
 }
 
 constexpr PlanHeader header_of(const PlanDecodeParams& p, const Workspace& w, int64_t payload, int32_t num_tasks) {

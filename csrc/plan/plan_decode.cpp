@@ -23,14 +23,14 @@ bool plan_decode(const PlanDecodeParams& p) {
     w.partial_starts[block + 1] = w.partial_starts[block] + partials_of_block(p, w, block);
   }
 
-  w.task_starts[0] = 0;
+  int32_t num_tasks = 0;
   for (int32_t block = 0; block < p.num_blocks; ++block) {
-    const Cut begin = begin_of_block(p, w, payload, block), end = begin_of_block(p, w, payload, block + 1);
-    w.task_starts[block + 1] = w.task_starts[block] + num_tasks_between(begin, end);
-    write_tasks(p, w, payload, block, w.task_starts[block]);
+    write_block(p, w, payload, block, num_tasks);
+    num_tasks += w.blocks[block].num_tasks;
   }
-  for (int32_t i = 0; i < kMaxBlocks; ++i) w.counters[i] = 0;
-  *w.header = header_of(p, w, payload, w.task_starts[p.num_blocks]);
+  for (int32_t block = p.num_blocks; block < kMaxBlocks; ++block) write_idle_block(p, w, block);
+  for (int32_t i = 0; i < 2 * kMaxBlocks; ++i) w.counters[i] = 0;
+  *w.header = header_of(p, w, payload, num_tasks);
   return true;
 }
 

@@ -2,10 +2,10 @@
 // plan_decode.cuh: the plan of a decode (decode_plan.h), made on the device once per step
 //
 //   kv_lens      [num_seqs]           i32
-//   workspace    [workspace_bytes]    header, task_starts, counters, scratch, tasks; partials are left as they are
+//   workspace    [workspace_bytes]    header, blocks, counters, scratch, tasks; partials are left as they are
 //
 // Work     one block; a thread per sequence, then per planned block: cuts, partials and tasks are prefix sums
-// Traffic  4 bytes a sequence, 48 bytes a task
+// Traffic  4 bytes a sequence, 64 bytes a task
 // Bound    latency: 8 barriers for up to 256 sequences and 256 blocks, then 2 for every 256 more of either
 // Source   Hillis & Steele 1986 (scan)
 // Oracle   pagedserve/backends/reference/plan.py::plan_decode; plan_decode.cpp, byte for byte
@@ -54,7 +54,8 @@ PAGEDSERVE_KERNEL(kPlanThreads, 1) plan_decode_kernel(PAGEDSERVE_GRID_CONSTANT P
       p.num_seqs, [&](int32_t seq) { return work_of_seq(p, seq); },
       [&](int32_t seq, int64_t start) { w.seq_starts[seq] = start; });
   if (thread == 0) w.seq_starts[p.num_seqs] = work;
-  for (int32_t i = thread; i < kMaxBlocks; i += kPlanThreads) w.counters[i] = 0;
+  for (int32_t i = thread; i < 2 * kMaxBlocks; i += kPlanThreads) w.counters[i] = 0;
+  for (int32_t i = p.num_blocks + thread; i < kMaxBlocks; i += kPlanThreads) write_idle_block(p, w, i);
   target::sync_threads();
 
   const int64_t payload = payload_of(p, work);
@@ -74,14 +75,8 @@ PAGEDSERVE_KERNEL(kPlanThreads, 1) plan_decode_kernel(PAGEDSERVE_GRID_CONSTANT P
       [&](int32_t block) -> int64_t {
         return num_tasks_between(begin_of_block(p, w, payload, block), begin_of_block(p, w, payload, block + 1));
       },
-      [&](int32_t block, int64_t first) {
-        w.task_starts[block] = static_cast<int32_t>(first);
-        write_tasks(p, w, payload, block, static_cast<int32_t>(first));
-      });
-  if (thread == 0) {
-    w.task_starts[p.num_blocks] = static_cast<int32_t>(num_tasks);
-    *w.header = header_of(p, w, payload, static_cast<int32_t>(num_tasks));
-  }
+      [&](int32_t block, int64_t first) { write_block(p, w, payload, block, static_cast<int32_t>(first)); });
+  if (thread == 0) *w.header = header_of(p, w, payload, static_cast<int32_t>(num_tasks));
 }
 
 }  // namespace pagedserve::plan

@@ -31,7 +31,8 @@ def decode_workspace_bytes(
         InvalidInput: a size is not a whole number, or too small.
 
     Cost: about q_len * num_q_heads * (head_dim + 2) / 64 bytes a token: 3 % of the bytes of bf16 keys and values where
-    four query heads share one KV head.
+    four query heads share one KV head. Beside that a total for each sequence and KV head, up to 1,024 of them: 4 KB
+    each where head_dim is 128 and up to eight query heads share one.
     """
     sizes = {"max_seqs": max_seqs, "max_kv_tokens": max_kv_tokens}
     counts = {"num_q_heads": num_q_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "q_len": q_len}
@@ -81,7 +82,7 @@ def plan_decode(
         InvalidInput: shapes or dtypes do not fit, or the workspace is too small; the message says what is needed.
         BackendUnavailable: the named backend cannot run this call.
 
-    Cost: one CUDA block, a few microseconds; writes 48 bytes for each sequence, KV head and block.
+    Cost: one CUDA block, a few microseconds; writes 64 bytes for each sequence, KV head and block.
     Source: FlashMLA's scheduler; Stream-K, Osama et al. 2023.
     """
     scalars = {

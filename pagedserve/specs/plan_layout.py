@@ -6,16 +6,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SPLIT_TOKENS = 256
+GROUP_SPLITS = 16
 PIECE_COST = 64  # tokens
 MAX_BLOCKS = 1024
 BLOCKS_PER_MULTIPROCESSOR = 3
 DEFAULT_BLOCKS = 12  # where there is no GPU to ask
 ALIGNMENT = 128
 TASK_FIELDS = (
-    "seq", "kv_head", "first_row", "num_rows", "kv_len", "first_split", "num_splits", "partial", "first_partial",
-    "num_partials", "counter", "num_pieces",
+    "seq", "kv_head", "first_row", "num_rows", "kv_len", "first_split", "num_splits", "strand_split", "partial",
+    "counter", "head_counter", "head_cut", "head_pieces", "tail_counter", "tail_cut", "tail_pieces",
 )  # fmt: skip
 TASK_BYTES = 4 * len(TASK_FIELDS)
+BLOCK_FIELDS = ("num_blocks", "num_tasks", "next_task", "spare")  # and then its first task
+BLOCK_BYTES = 4 * len(BLOCK_FIELDS) + TASK_BYTES
 HEADER_INTS = ("num_seqs", "num_q_heads", "num_kv_heads", "head_dim", "q_len", "window", "num_blocks", "num_tasks")
 HEADER_LONGS = ("wanted_partials", "max_partials", "work", "payload")
 
@@ -46,15 +49,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class PlanLayout:
-    """Where the parts of a workspace begin, in bytes; all but the tasks and partials are small."""
+    """Where the parts of a workspace begin, in bytes; all but the tasks, totals and partials are small.
 
-    task_starts: int
+    Attributes:
+        totals: of whole strands, num_totals partials.
+        partials: of cut strands; what a plan takes at least.
+    """
+
+    blocks: int
     counters: int
     cuts: int
     partial_starts: int
     seq_starts: int
     tasks: int
+    totals: int
     partials: int
+    num_totals: int
     partial_bytes: int
 
     @staticmethod
@@ -63,8 +73,8 @@ class PlanLayout:
         num_strands = num_seqs * num_kv_heads * rows.num_tiles
         sizes = (
             4 * 8 + 8 * 4,  # header
-            4 * (MAX_BLOCKS + 1),
-            4 * MAX_BLOCKS,
+            BLOCK_BYTES * MAX_BLOCKS,
+            4 * 2 * MAX_BLOCKS,
             8 * (MAX_BLOCKS + 1),
             8 * (MAX_BLOCKS + 1),
             8 * (num_seqs + 1),
@@ -73,14 +83,17 @@ class PlanLayout:
         offsets = [0]
         for size in sizes:
             offsets.append(offsets[-1] + ceil_div(size, ALIGNMENT) * ALIGNMENT)
-        _, task_starts, counters, cuts, partial_starts, seq_starts, tasks, partials = offsets
-        partial_bytes = 4 * rows.tile_rows * (head_dim + 2)
-        return PlanLayout(task_starts, counters, cuts, partial_starts, seq_starts, tasks, partials, partial_bytes)
+        _, blocks, counters, cuts, partial_starts, seq_starts, tasks, totals = offsets
+        partial_bytes, num_totals = 4 * rows.tile_rows * (head_dim + 2), min(num_strands, MAX_BLOCKS)
+        partials = totals + num_totals * partial_bytes
+        return PlanLayout(
+            blocks, counters, cuts, partial_starts, seq_starts, tasks, totals, partials, num_totals, partial_bytes
+        )
 
     def max_partials(self, workspace_bytes: int) -> int:
         """Partials that a workspace has room for; below 0: it cannot hold a plan."""
         left = workspace_bytes - self.partials
-        return -1 if left < 0 else min(left // self.partial_bytes, 2**31 - 1)
+        return -1 if left < 0 else min(left // self.partial_bytes, 2**31 - 1 - MAX_BLOCKS)
 
 
 def workspace_bytes(
@@ -88,7 +101,7 @@ def workspace_bytes(
 ) -> int:
     """Bytes of a workspace in which a plan never lacks a partial.
 
-    A strand that is cut has at least two splits, so at least 257 tokens, and at most as many partials as splits. So
+    A strand that is cut has at least two splits, so at least 257 tokens, and as many partials as splits. So
     n cut sequences of t tokens in all have at most (t + 255 n) / 256 partials a strand, and n is at most t / 257.
 
     Args:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pagedserve import emulate, ops
+from pagedserve.backends import cuda_emulated
 from pagedserve.errors import BackendUnavailable
 from pagedserve.specs import SPECS
 from tests.ops.agreement import compare, in_float64
@@ -149,6 +150,52 @@ def test_bits_do_not_depend_on_the_plan(num_blocks):
     want = decode(call, workspace=planned(call, 1))
     same(decode(call, workspace=planned(call, num_blocks)), want)
     same(decode(call, workspace=planned(call, num_blocks, spare_bytes=20000)), want)
+
+
+# Strands of several groups, which end in a group's middle: one row, rows beside each other, windows that begin in a
+# group's middle or in the last group, one query head a KV head.
+LONG = [
+    ([10_100], {}, 3),
+    ([8300, 4097, 17, 0, 9000], {}, 2),
+    ([10_100], {"window": 5000}, 3),
+    ([9000, 4400], {"window": 300}, 8),
+    ([9000], {}, 1),
+]
+
+
+@pytest.mark.parametrize("lens, options, group_size", LONG)
+@pytest.mark.parametrize("kv", ["bf16", "i8"])
+def test_bits_do_not_depend_on_where_groups_are_cut(kv, lens, options, group_size):
+    sizes = {"num_kv_heads": 1, "group_size": group_size, "head_dim": 16, "q_dtype": BF16}
+    what = sequences([1] * len(lens), lens, **sizes)
+    what.options.update(options)
+    call = lay_out(what, kv_dtype=FORMATS[kv])
+    want = decode(call, workspace=planned(call, 1))
+    for num_blocks in (2, 3, 5, 13, 40, 80):
+        workspace = planned(call, num_blocks)
+        for _ in range(2):  # counters are 0 again
+            same(decode(call, workspace=workspace), want)
+    same(decode(call, workspace=planned(call, 40, spare_bytes=20000)), want)
+    check_against_float64(call)
+
+
+@pytest.mark.parametrize("schedule", ["reversed", "random"])
+def test_bits_of_groups_do_not_depend_on_who_comes_first(schedule):
+    call = lay_out(sequences([1], [9000], num_kv_heads=1, group_size=3, head_dim=16, q_dtype=BF16), kv_dtype=BF16)
+    want = decode(call, workspace=planned(call, 1))
+    for seed in range(3):
+        with emulate.session(emulate.Run(schedule=schedule, seed=seed)):
+            same(decode(call, workspace=planned(call, 13)), want)
+
+
+@pytest.mark.parametrize("grid", [1, 5, 1100])
+def test_any_grid_runs_any_plan(grid, monkeypatch):
+    """Planned for 13 blocks: on one, on fewer, on more than a plan has places for."""
+    call = lay_out(sequences([1], [9000], num_kv_heads=1, group_size=3, head_dim=16, q_dtype=BF16), kv_dtype=BF16)
+    want = decode(call, workspace=planned(call, 1))
+    workspace = planned(call, 13)
+    monkeypatch.setattr(cuda_emulated.OPS, "_default_blocks", lambda where: grid)
+    same(decode(call, workspace=workspace), want)
 
 
 @pytest.mark.parametrize("kv", ["bf16", "f8"])

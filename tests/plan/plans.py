@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor
 
 from pagedserve import _C
-from pagedserve.specs.plan_layout import HEADER_INTS, HEADER_LONGS, TASK_FIELDS, PlanLayout, workspace_bytes
+from pagedserve.specs.plan_layout import (
+    BLOCK_BYTES,
+    HEADER_INTS,
+    HEADER_LONGS,
+    TASK_BYTES,
+    TASK_FIELDS,
+    PlanLayout,
+    workspace_bytes,
+)
 
 POISON = 0xAB
 
@@ -37,11 +44,27 @@ class Task(NamedTuple):
     kv_len: int
     first_split: int
     num_splits: int
+    strand_split: int
     partial: int
-    first_partial: int
-    num_partials: int
     counter: int
-    num_pieces: int
+    head_counter: int
+    head_cut: int
+    head_pieces: int
+    tail_counter: int
+    tail_cut: int
+    tail_pieces: int
+
+    @property
+    def splits(self) -> range:
+        return range(self.first_split, self.first_split + self.num_splits)
+
+    @property
+    def head(self) -> tuple[int, int, int]:
+        return self.head_counter, self.head_cut, self.head_pieces
+
+    @property
+    def tail(self) -> tuple[int, int, int]:
+        return self.tail_counter, self.tail_cut, self.tail_pieces
 
 
 assert Task._fields == TASK_FIELDS
@@ -78,15 +101,22 @@ def plan_on_host(shape: Shape, lens: list[int], num_blocks: int, workspace: Tens
     return _C.plan_decode(params)
 
 
+def ints_at(workspace: Tensor, offset: int, num_bytes: int) -> list[int]:
+    return workspace[offset:][:num_bytes].view(torch.int32).tolist()
+
+
 def read(shape: Shape, num_seqs: int, workspace: Tensor) -> Plan:
     layout = PlanLayout.of(num_seqs, shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len)
     ints = workspace[:32].view(torch.int32).tolist()
     longs = workspace[32:64].view(torch.int64).tolist()
     header = dict(zip((*HEADER_INTS, *HEADER_LONGS), (*ints, *longs), strict=True))
-    starts = workspace[layout.task_starts :][: 4 * (header["num_blocks"] + 1)].view(torch.int32).tolist()
-    size = 4 * len(TASK_FIELDS) * header["num_tasks"]
-    tasks = workspace[layout.tasks :][:size].view(torch.int32).view(-1, len(TASK_FIELDS)).tolist()
-    blocks = [[Task(*task) for task in tasks[begin:end]] for begin, end in itertools.pairwise(starts)]
+    blocks = []
+    for block in range(header["num_blocks"]):
+        about = ints_at(workspace, layout.blocks + BLOCK_BYTES * block, BLOCK_BYTES)
+        _, num_tasks, next_task, _, *first = about
+        more = ints_at(workspace, layout.tasks + TASK_BYTES * next_task, TASK_BYTES * max(num_tasks - 1, 0))
+        fields = (first if num_tasks else []) + more
+        blocks.append([Task(*fields[i : i + len(TASK_FIELDS)]) for i in range(0, len(fields), len(TASK_FIELDS))])
     return Plan(header, blocks)
 
 

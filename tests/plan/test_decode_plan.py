@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pagedserve.backends.reference import plan as reference
-from pagedserve.specs.plan_layout import MAX_BLOCKS, PIECE_COST, SPLIT_TOKENS, PlanLayout, Rows
+from pagedserve.specs.plan_layout import GROUP_SPLITS, MAX_BLOCKS, PIECE_COST, SPLIT_TOKENS, PlanLayout, Rows
 from tests.plan.plans import Shape, Task, enough, host_plan, plan_on_host, poisoned, read
 
 SHAPES = st.builds(
@@ -28,6 +28,7 @@ LENGTH = st.one_of(
 )
 LENS = st.lists(LENGTH, max_size=9)
 BLOCKS = st.integers(1, 40)
+NO_GROUP = (-1, 0, 0)
 some = settings(max_examples=60, deadline=None)
 
 
@@ -56,31 +57,68 @@ def check_every_split_once(shape: Shape, lens: list[int], blocks: list[list[Task
     assert set(covered.values()) <= {rows.num_rows}
 
 
-def check_partials(blocks: list[list[Task]], max_partials: int) -> None:
-    """Slots are used once, lie in the workspace, and stand in split order behind the fold."""
-    used, counters = [], []
-    for pieces in pieces_by_strand(blocks).values():
-        whole = pieces[0][1]
+def check_places(blocks: list[list[Task]], num_totals: int, max_partials: int) -> None:
+    """Whole strands that are attended to at once have a total each, cut ones a partial for each of their splits."""
+    used, counters, totals = [], [], defaultdict(set)
+    for strand, pieces in pieces_by_strand(blocks).items():
+        assert len({(task.partial, task.counter, task.strand_split) for _, task in pieces}) == 1
+        block, first = pieces[0]
+        assert first.strand_split == first.first_split
         if len(pieces) == 1:
-            assert (whole.partial, whole.first_partial, whole.num_partials) == (-1, -1, 0)
-            assert (whole.counter, whole.num_pieces) == (-1, 1)
+            assert (first.counter, first.head, first.tail) == (-1, NO_GROUP, NO_GROUP)
+            assert 0 <= first.partial < num_totals
+            totals[first.partial].add(block if num_totals == MAX_BLOCKS else strand)
             continue
-        counters.append(whole.counter)
-        base, folded = whole.first_partial, whole.num_splits
-        written = [base]
-        assert whole.partial == base
-        for _, task in pieces[1:]:
-            assert task.partial == base + 1 + task.first_split - whole.first_split - folded
-            written += range(task.partial, task.partial + task.num_splits)
-        assert written == list(range(base, base + whole.num_partials))
-        assert {(t.first_partial, t.num_partials, t.counter, t.num_pieces) for _, t in pieces} == {
-            (base, len(written), whole.counter, len(pieces))
-        }
-        used += written
+        counters.append(first.counter)
+        used += range(first.partial, first.partial + sum(task.num_splits for _, task in pieces))
+    assert all(len(owners) == 1 for owners in totals.values())
     assert len(set(used)) == len(used)
-    assert all(0 <= slot < max_partials for slot in used)
+    assert all(num_totals <= place < num_totals + max_partials for place in used)
     assert len(set(counters)) == len(counters)
     assert all(0 <= counter < MAX_BLOCKS for counter in counters)
+
+
+def check_groups(blocks: list[list[Task]]) -> None:
+    """Each cut group has a counter of its own, and all of its pieces say of it what its splits say."""
+    counters = []
+    for pieces in pieces_by_strand(blocks).values():
+        owner_of = {split: block for block, task in pieces for split in task.splits}
+        for block, task in pieces:
+            said = {}
+            if task.splits:
+                said = {task.splits[0] // GROUP_SPLITS: task.head, task.splits[-1] // GROUP_SPLITS: task.tail}
+            if task.splits and task.splits[0] // GROUP_SPLITS == task.splits[-1] // GROUP_SPLITS:
+                assert NO_GROUP in (task.head, task.tail)
+                said = {task.splits[0] // GROUP_SPLITS: max(task.head, task.tail)}
+            for group in {split // GROUP_SPLITS for split in task.splits}:
+                members = [split for split in owner_of if split // GROUP_SPLITS == group]
+                owners = {owner_of[split] for split in members}
+                if len(owners) == 1:
+                    assert said.get(group, NO_GROUP) == NO_GROUP
+                    continue
+                owner = owner_of[min(members)]
+                cut = min(split for split in members if owner_of[split] != owner)
+                assert said[group] == (MAX_BLOCKS + owner, cut, len(owners))
+                assert said[group] == (task.tail if owner == block else task.head)
+                if owner == block:
+                    counters.append(task.tail_counter)
+    assert len(set(counters)) == len(counters)
+
+
+def written_partials(blocks: list[list[Task]]) -> int:
+    """A group's splits from its begin on are one partial of a piece, those of its head one each."""
+    count = 0
+    for tasks in blocks:
+        for task in tasks:
+            if task.counter >= 0:
+                begun = {split // GROUP_SPLITS for split in task.splits}
+                head = task.first_split // GROUP_SPLITS if task.head_counter >= 0 else -1
+                count += sum(split // GROUP_SPLITS == head for split in task.splits) + len(begun - {head})
+    return count
+
+
+def totals_of(shape: Shape, lens: list[int]) -> int:
+    return PlanLayout.of(len(lens), shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len).num_totals
 
 
 def load(task: Task) -> int:
@@ -95,7 +133,8 @@ def load(task: Task) -> int:
 def test_every_split_is_done_once_and_loads_are_even(shape, lens, num_blocks):
     plan = host_plan(shape, lens, num_blocks)
     check_every_split_once(shape, lens, plan.blocks)
-    check_partials(plan.blocks, plan.header["max_partials"])
+    check_places(plan.blocks, totals_of(shape, lens), plan.header["max_partials"])
+    check_groups(plan.blocks)
     work = sum(load(task) for tasks in plan.blocks for task in tasks)
     least = max(-(-work // num_blocks), SPLIT_TOKENS)
     heaviest = max(sum(map(load, tasks)) for tasks in plan.blocks)
@@ -116,7 +155,8 @@ def test_too_few_partials_leave_strands_whole(shape, lens, num_blocks, max_parti
     plan = host_plan(shape, lens, num_blocks, layout.partials + max_partials * layout.partial_bytes)
     assert plan.header["max_partials"] == max_partials
     check_every_split_once(shape, lens, plan.blocks)
-    check_partials(plan.blocks, max_partials)
+    check_places(plan.blocks, totals_of(shape, lens), max_partials)
+    check_groups(plan.blocks)
 
 
 @some
@@ -177,7 +217,7 @@ def test_plans_do_not_depend_on_what_stood_in_the_workspace():
 
 
 def test_a_plan_cuts_but_never_reorders():
-    """Whatever the number of blocks, a strand is its first piece's splits folded, then one split at a time."""
+    """Whatever the number of blocks, a strand's pieces are its splits in order, in blocks in order."""
     shape, lens = Shape(3, 1), [20_000, 300, 77_777]
     for num_blocks in (1, 2, 13, 60):
         for pieces in pieces_by_strand(host_plan(shape, lens, num_blocks).blocks).values():
@@ -212,7 +252,8 @@ def a_row_is_nobodys(blocks):
 
 
 def partials_overlap(blocks):
-    change(blocks, 1, 0, partial=blocks[1][0].partial - 1)
+    for tasks in blocks:
+        tasks[:] = [task._replace(partial=task.partial - (task.kv_head == 1)) for task in tasks]
 
 
 def two_strands_share_a_counter(blocks):
@@ -221,18 +262,34 @@ def two_strands_share_a_counter(blocks):
         tasks[:] = [task._replace(counter=min(cut)) if task.counter >= 0 else task for task in tasks]
 
 
-def one_piece_is_not_waited_for(blocks):
-    change(blocks, 1, 0, num_pieces=blocks[1][0].num_pieces - 1)
-
-
 def a_partial_lies_behind_the_workspace(blocks):
     for tasks in blocks:
-        tasks[:] = [
-            task._replace(partial=task.partial + 1000, first_partial=task.first_partial + 1000)
-            if task.partial >= 0
-            else task
-            for task in tasks
-        ]
+        tasks[:] = [task._replace(partial=task.partial + 1000) if task.counter >= 0 else task for task in tasks]
+
+
+def one_piece_is_not_waited_for(blocks):
+    change(blocks, 1, 0, head_pieces=blocks[1][0].head_pieces - 1)
+
+
+def a_cut_stands_one_split_late(blocks):
+    change(blocks, 1, 0, head_cut=blocks[1][0].head_cut + 1)
+
+
+def a_group_counts_in_anothers_place(blocks):
+    change(blocks, 1, 0, head_counter=blocks[1][0].head_counter + 1)
+
+
+def a_cut_group_is_taken_for_a_whole_one(blocks):
+    change(blocks, 0, -1, tail_counter=-1, tail_cut=0, tail_pieces=0)
+
+
+def places(shape: Shape, lens: list[int], blocks: list[list[Task]]) -> None:
+    layout = PlanLayout.of(len(lens), shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.q_len)
+    check_places(blocks, layout.num_totals, layout.max_partials(enough(shape, lens)))
+
+
+def groups(shape: Shape, lens: list[int], blocks: list[list[Task]]) -> None:
+    check_groups(blocks)
 
 
 @pytest.mark.parametrize(
@@ -241,25 +298,20 @@ def a_partial_lies_behind_the_workspace(blocks):
         *((spoil, check_every_split_once) for spoil in (last_task_is_dropped, a_split_is_done_twice)),
         *((spoil, check_every_split_once) for spoil in (a_block_does_anothers_piece_too, a_row_is_nobodys)),
         (lengths_are_an_earlier_steps, check_every_split_once),
-        *((spoil, check_partials) for spoil in (partials_overlap, two_strands_share_a_counter)),
-        *((spoil, check_partials) for spoil in (one_piece_is_not_waited_for, a_partial_lies_behind_the_workspace)),
+        *((spoil, places) for spoil in (partials_overlap, two_strands_share_a_counter)),
+        (a_partial_lies_behind_the_workspace, places),
+        *((spoil, groups) for spoil in (one_piece_is_not_waited_for, a_cut_stands_one_split_late)),
+        *((spoil, groups) for spoil in (a_group_counts_in_anothers_place, a_cut_group_is_taken_for_a_whole_one)),
     ],
     ids=lambda function: function.__name__,
 )
 def test_a_wrong_plan_is_rejected_by_the_check_that_is_for_it(spoil, check):
     shape, lens = Shape(8, 2), [5000, 3000]
     plan = host_plan(shape, lens, 5)
-
-    def run(blocks: list[list[Task]]) -> None:
-        if check is check_partials:
-            check_partials(blocks, plan.header["max_partials"])
-        else:
-            check_every_split_once(shape, lens, blocks)
-
-    run(plan.blocks)
+    check(shape, lens, plan.blocks)
     spoil(plan.blocks)
     with pytest.raises(AssertionError):
-        run(plan.blocks)
+        check(shape, lens, plan.blocks)
 
 
 K = 1024
@@ -281,5 +333,5 @@ def test_work_is_shared_out_evenly(heads, lens, few, many, partials):
         plan = host_plan(shape, lens, num_blocks)
         share = num_kv_heads * sum(lens) / num_blocks
         assert max(sum(map(load, tasks)) for tasks in plan.blocks) <= allowed * share
-        written_and_read = 2 * plan.header["wanted_partials"] * num_q_heads // num_kv_heads * (128 + 2) * 4
+        written_and_read = 2 * written_partials(plan.blocks) * num_q_heads // num_kv_heads * (128 + 2) * 4
         assert written_and_read <= partials * sum(lens) * num_kv_heads * 128 * 2 * kv_bytes

@@ -175,26 +175,40 @@ def decode_pieces() -> None:
     decode(decode_case((701, 17, 0)))
 
 
-def decode_bits() -> None:
+def decode_groups() -> None:
+    """Strands of two groups, whose first or both are cut, and one of a single split."""
+    decode(decode_case((4500, 17)))
+
+
+def same_bits(lens: tuple[int, ...], blocks: tuple[int, ...], unit: int) -> None:
     """The same bits however many blocks share the work, and the next time in the same workspace.
 
-    With queries of 0 all keys count alike, and the values of the first two splits cancel: added in another order they
-    swallow the others.
+    With queries of 0 all keys count alike, and the values of the first two units of tokens cancel: added in another
+    order they swallow the others.
     """
     found = {}
-    for num_blocks in (1, 3, 16):
-        inputs = decode_inputs(decode_case((901, 1300)), num_blocks)
+    for num_blocks in blocks:
+        inputs = decode_inputs(decode_case(lens), num_blocks)
         inputs["q"].zero_()
-        tokens = torch.arange(512)
+        tokens = torch.arange(2 * unit)
         for table in inputs["page_table"]:
             pages = table[tokens // 7].long()
-            inputs["v_pages"][pages, tokens % 7] = (65536.0 - 131072 * (tokens // 256)).bfloat16()[:, None, None]
+            inputs["v_pages"][pages, tokens % 7] = (65536.0 - 131072 * (tokens // unit)).bfloat16()[:, None, None]
         for turn in ("first", "second"):
             o, lse = ops.paged_decode(**inputs, return_lse=True, backend=BACKEND)
             found[f"{num_blocks} blocks, {turn} launch"] = torch.cat([o.flatten().float(), lse.flatten()])
     want, *others = found.items()
     for name, bits in others:
         assert torch.equal(bits, want[1]), f"{name}: other bits than {want[0]}"
+
+
+def decode_bits() -> None:
+    same_bits((901, 1300), (1, 3, 7, 16), 256)
+
+
+def decode_bits_of_groups() -> None:
+    """Three groups: whole, cut in the first one, cut everywhere."""
+    same_bits((8500,), (1, 3, 5, 24), 4096)
 
 
 def decode_hides() -> None:
@@ -215,6 +229,16 @@ def decode_refuses_stale() -> None:
     assert o[0].isnan().all(), "a row that was planned for another length is not NaN"
     assert lse[0].isnan().all(), "nor is its lse"
     assert not o[1].isnan().any(), "a row that was planned as it is is NaN"
+
+
+def decode_stale_in_bounds() -> None:
+    """Planned for 3000 tokens, run with 20 in a page table that ends there, and with ids that are no pages."""
+    inputs = decode_inputs(decode_case((3000, 17)))
+    inputs["kv_lens"] = torch.tensor([20, 17], dtype=torch.int32)
+    inputs["page_table"] = inputs["page_table"][:, :6].clone()
+    inputs["page_table"][0, 3:] = 1 << 24
+    o = ops.paged_decode(**inputs, backend=BACKEND)
+    assert o[0].isnan().all(), "a row that was planned for another length is not NaN"
 
 
 def decode_far() -> None:
@@ -259,10 +283,13 @@ CHECKS = {
     "decode values": Check(decode_values, "paged_decode_bf16"),
     "decode of codes": Check(decode_codes, "paged_decode_i8"),
     "decode races": Check(decode_pieces, "paged_decode_bf16", Run(build="races")),
+    "decode races of groups": Check(decode_groups, "paged_decode_bf16", Run(build="races")),
     "decode stays in bounds": Check(decode_pieces, "paged_decode_bf16", Run(build="bounds")),
     "decode bits": Check(decode_bits, "paged_decode_bf16"),
+    "decode bits of groups": Check(decode_bits_of_groups, "paged_decode_bf16"),
     "decode hides what is not seen": Check(decode_hides, "paged_decode_bf16"),
     "decode refuses a stale plan": Check(decode_refuses_stale, "paged_decode_bf16"),
+    "a stale plan stays in bounds": Check(decode_stale_in_bounds, "paged_decode_bf16", Run(build="bounds")),
     "decode beyond 4 GiB": Check(decode_far, "paged_decode_bf16"),
     "words as nvcc made them": Check(words_as_compiled),
 }

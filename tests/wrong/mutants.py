@@ -1,35 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wrong kernels: ours with one change each, and the check that must reject it."""
 
-from __future__ import annotations
+from tests.wrong.decode_mutants import DECODE_ORDER_MUTANTS, DECODE_VALUE_MUTANTS
+from tests.wrong.mutant import Mutant
 
-from dataclasses import dataclass
-
-from pagedserve.emulate.change import Change
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change to one file of csrc.
-
-    Attributes:
-        file, old, new: see `Change`.
-        check: a name of checks.CHECKS.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    check: str
-
-    @property
-    def change(self) -> Change:
-        return Change(self.file, self.old, self.new)
-
+__all__ = ["MUTANTS", "Mutant"]
 
 APPEND, COPY = "kernels/cache/append_kv.cuh", "kernels/cache/copy_pages.cuh"
-PLAN = "plan/plan_decode.cuh"
+PLAN, RECORDS = "plan/plan_decode.cuh", "plan/decode_plan.h"
 
 CACHE_MUTANTS = (
     Mutant(
@@ -120,9 +98,23 @@ PLAN_MUTANTS = (
     ),
     Mutant(
         "a stale plan: the number of tasks of the step before",
-        PLAN,
-        "w.task_starts[p.num_blocks] = static_cast<int32_t>(num_tasks);",
+        RECORDS,
+        "here.num_tasks = count;",
         "",
+        "plan equals the host's",
+    ),
+    Mutant(
+        "a group that one of its pieces does not count in",
+        RECORDS,
+        "last - owner + 1};",
+        "last - owner};",
+        "plan equals the host's",
+    ),
+    Mutant(
+        "a group's cut that is the window's before",
+        RECORDS,
+        "s.first_split + w.cuts[owner + 1].split",
+        "s.first_split + w.cuts[owner].split",
         "plan equals the host's",
     ),
     Mutant(
@@ -145,173 +137,6 @@ PLAN_MUTANTS = (
         "if (target::lane_index() >= delta) sum += below;",
         "if (target::lane_index() > delta) sum += below;",
         "plan equals the host's",
-    ),
-)
-DECODE, MERGE = "kernels/attention/paged_decode.cuh", "kernels/attention/decode_merge.cuh"
-STREAM, FORMAT, MASK = "kernels/attention/decode_stream.cuh", "parts/kv_format.cuh", "parts/mask.cuh"
-DECODE_ORDER_MUTANTS = (
-    Mutant(
-        "a missing wait for a tile's copies",
-        DECODE,
-        "target::copy_async_wait<C::kStages - 1>();\n",
-        "\n",
-        "decode values",
-    ),
-    Mutant(
-        "a wait for one tile too few",
-        DECODE,
-        "target::copy_async_wait<C::kStages - 1>();\n",
-        "target::copy_async_wait<C::kStages>();\n",
-        "decode values",
-    ),
-    Mutant(
-        "a missing barrier between the lanes that copied and those that read",
-        DECODE,
-        "target::copy_async_wait<C::kStages - 1>();\n      target::sync_warp();",
-        "target::copy_async_wait<C::kStages - 1>();",
-        "decode races",
-    ),
-    Mutant(
-        "a missing barrier between the warps' sums and their fold",
-        DECODE,
-        "put_values(first, softmax);\n      target::sync_threads();",
-        "put_values(first, softmax);",
-        "decode races",
-    ),
-    Mutant(
-        "a missing barrier between a fold and the next tile in its place",
-        DECODE,
-        "fold_column(first + c, c);\n      }\n      target::sync_threads();",
-        "fold_column(first + c, c);\n      }",
-        "decode races",
-    ),
-    Mutant(
-        "an arrival before the block's partials are written",
-        MERGE,
-        "const DecodeTask& task) {\n  target::sync_threads();",
-        "const DecodeTask& task) {",
-        "decode races",
-    ),
-    Mutant(
-        "an arrival without a fence",
-        MERGE,
-        "target::Order::kAcqRel",
-        "target::Order::kRelaxed",
-        "decode races",
-    ),
-    Mutant(
-        "a counter of arrivals that does not return to 0",
-        MERGE,
-        "(counter, last) == last;",
-        "(counter, last + 1) == last;",
-        "decode bits",
-    ),
-    Mutant(
-        "partials merged in the wrong order",
-        MERGE,
-        "const int64_t index = at_most(first + begin + i, last);",
-        "const int64_t index = last - at_most(first + begin + i, last);",
-        "decode bits",
-    ),
-    Mutant(
-        "a maximum over the partials that misses one",
-        MERGE,
-        "if (target::lane_index() >= delta) maximum",
-        "if (target::lane_index() > delta) maximum",
-        "decode values",
-    ),
-)
-DECODE_VALUE_MUTANTS = (
-    Mutant(
-        "a query's registers swapped",
-        DECODE,
-        "b[0] = pair.x, b[1] = pair.y;",
-        "b[0] = pair.y, b[1] = pair.x;",
-        "decode values",
-    ),
-    Mutant(
-        "values that are not transposed",
-        FORMAT,
-        "target::load_matrices_transposed<4>(a[tile][0],",
-        "target::load_matrices<4>(a[tile][0],",
-        "decode values",
-    ),
-    Mutant(
-        "a causal mask off by one",
-        MASK,
-        "return {begin, position + 1, 0xffffffffu, position};",
-        "return {begin, position + 2, 0xffffffffu, position};",
-        "decode values",
-    ),
-    Mutant(
-        "a window off by one",
-        MASK,
-        "position - window + 1 : 0;",
-        "position - window + 2 : 0;",
-        "decode values",
-    ),
-    Mutant(
-        "a row read behind a sequence's end",
-        STREAM,
-        "t < about.end_token &&",
-        "t <= about.end_token &&",
-        "decode values",
-    ),
-    Mutant(
-        "a NaN that leaks because nothing is multiplied rather than left out",
-        "parts/online_softmax.cuh",
-        "fold(parts.older == 0.f ? 0.f : total.v[i],",
-        "fold(total.v[i],",
-        "decode values",
-    ),
-    Mutant(
-        "a NaN that leaks because a mask is added rather than chosen",
-        DECODE,
-        "if (!parts::sees(view, shared_.open.new_begin, key)) logits[tile][i / 4][i % 4] = -parts::infinity();",
-        "logits[tile][i / 4][i % 4] += parts::sees(view, shared_.open.new_begin, key) ? 0.f : -parts::infinity();",
-        "decode hides what is not seen",
-    ),
-    Mutant(
-        "sums that do not follow a maximum that grows",
-        DECODE,
-        "softmax.sum[c] * shrink[c] + sum;",
-        "softmax.sum[c] + sum;",
-        "decode values",
-    ),
-    Mutant(
-        "a stale plan that is run as if it were new",
-        "kernels/attention/decode_config.cuh",
-        "return (p.kv_lens[task.seq] > 0 ? p.kv_lens[task.seq] : 0) != task.kv_len;",
-        "return false;",
-        "decode refuses a stale plan",
-    ),
-    Mutant(
-        "a row's offset in 32 bits",
-        STREAM,
-        "static_cast<uint64_t>(stride_bytes(page",
-        "static_cast<uint32_t>(stride_bytes(page",
-        "decode beyond 4 GiB",
-    ),
-    Mutant(
-        "shared memory that is too short",
-        "launch/paged_decode.cuh",
-        "shape.shared_bytes = sizeof(kernels::DecodeShared<C>);",
-        "shape.shared_bytes = sizeof(kernels::DecodeShared<C>) - 1024;",
-        "decode stays in bounds",
-    ),
-    Mutant(
-        "scales of the wrong head",
-        STREAM,
-        "row * kv.scale_token_stride + head * kv.scale_head_stride;",
-        "row * kv.scale_token_stride;",
-        "decode of codes",
-    ),
-    Mutant(
-        "a value's scale that is its key's",
-        DECODE,
-        "const float given = scale(1, token, i / 2, i % 2);",
-        "const float given = scale(0, token, i / 2, i % 2);",
-        "decode of codes",
     ),
 )
 # What stands inside of an asm, which only the PTX route sees.

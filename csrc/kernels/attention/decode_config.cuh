@@ -15,12 +15,11 @@ namespace pagedserve::kernels {
 // A call, and where its plan and its partials lie.
 struct DecodeCall {
   PagedAttentionParams p;
+  const PlannedBlock* blocks;  // [kMaxBlocks]
   const DecodeTask* tasks;
-  const int32_t* task_starts;         // [num_planned_blocks + 1]   block b has tasks[task_starts[b]] and on
-  const int32_t* num_planned_blocks;  // [1]
-  uint32_t* counters;                 // 0 between launches
-  float* partials;                    // [num_partials, tile_rows * (head_dim + 2)]
-  int32_t tile_rows;                  // rows of a strand at most: what a partial has room for
+  uint32_t* counters;  // 0 between launches
+  float* partials;     // [num_partials, tile_rows * (head_dim + 2)]
+  int32_t tile_rows;   // rows of a strand at most: what a partial has room for
 
   PAGEDSERVE_DEVICE int group_size() const { return p.num_q_heads / p.num_kv_heads; }
   PAGEDSERVE_DEVICE float* partial(int index) const {
@@ -34,7 +33,7 @@ struct DecodeCall {
     if (tree != nullptr) tree += static_cast<int64_t>(task.seq) * p.q_len * p.q_len;
     return {task.kv_len, p.q_len, p.window, tree};
   }
-  // Planned for another length: nothing is read, and what is written is NaN.
+  // Planned for another length: no page is read, and what is written is NaN.
   PAGEDSERVE_DEVICE bool is_stale(const DecodeTask& task) const {
     return (p.kv_lens[task.seq] > 0 ? p.kv_lens[task.seq] : 0) != task.kv_len;
   }
@@ -82,7 +81,9 @@ struct DecodeConfig {
   static constexpr bool kDividesQueries = std::is_same<Number, target::F16>::value;
   static constexpr int kQueryRegisters = kHeadDim * kColumns / 64;  // of a lane, were it to keep all of its queries
   static constexpr bool kKeepQueries = kQueryRegisters <= 16;
-  static constexpr int kMinBlocks = kHeadDim > 128 ? 1 : 2;  // of an SM: what shared memory has room for
+  // Blocks on an SM: what shared memory has room for.
+  static constexpr bool kIsSmall = kColumns == 8 && (kHeadDim == 64 ? Format::kBits != 8 : Format::kBits >= 8);
+  static constexpr int kMinBlocks = kHeadDim > 128 ? 1 : kIsSmall ? 3 : 2;
 
   static_assert(kTilesPerSplit * kTileTokens == kSplitTokens && kExchangeColumns > 0, "sizes fit each other");
 };
@@ -116,7 +117,10 @@ struct Stream {
 // Tokens that every row of a task sees, and where its new tokens begin.
 struct Open {
   int32_t begin, end, new_begin;
+  bool is_stale;
 };
+
+constexpr int group_end(int split) { return (split / kGroupSplits + 1) * kGroupSplits; }
 
 template <class C>
 struct DecodeShared {
@@ -125,12 +129,14 @@ struct DecodeShared {
   float total_o[C::kColumns][C::kHeadDim];
   uint64_t addresses[C::kWarps][2][C::kWarpTokens];  // of rows of keys and of values; 0: nothing to read
   float scales[C::Format::kScaled ? C::kStages : 1][C::kWarps][2][C::Format::kScaled ? C::kWarpTokens : 4];
-  parts::State totals[C::kColumns];
+  parts::State totals[C::kColumns];   // of the splits of a group
+  parts::State strands[C::kColumns];  // of the groups of a whole strand; their sums lie in its partial
   parts::State warp_states[C::kWarps][C::kColumns];
   Column columns[C::kColumns];
   Stream streams[C::kWarps];
   Open open;
-  int32_t ends_strand;
+  PlannedBlock block;          // `first`: the task in hand
+  int32_t ends_head, is_last;  // whether this block was the last to count in
 };
 
 }  // namespace pagedserve::kernels

@@ -23,6 +23,7 @@ struct CoresConfig : DecodeConfig<Kv, kHeadDim_, 8> {
   static constexpr bool kOnCores = true;
   static constexpr bool kKeepQueries = false;  // as operands of a matrix instruction
   static constexpr int kRows = kHeadDim_ > 128 ? 2 : 4;
+  static constexpr int kMinBlocks = kHeadDim_ > 128 ? 1 : kHeadDim_ > 64 ? 2 : 3;  // queries and sums take registers
 };
 
 template <class C>
@@ -50,8 +51,7 @@ class CoresMath {
   PAGEDSERVE_DEVICE CoresMath(const DecodeCall& call, DecodeShared<C>& shared) : call_(call), shared_(shared) {}
 
   // Takes the queries of a task from where QueryLoader wrote them.
-  PAGEDSERVE_DEVICE void begin(const DecodeTask& task) {
-    num_rows_ = task.num_rows;
+  PAGEDSERVE_DEVICE void begin() {
     PAGEDSERVE_UNROLL
     for (int i = 0; i < C::kRows * kChunks * 4; ++i) {
       const int row = i / 4 / kChunks, chunk = i / 4 % kChunks, pair = i % 4, place = chunk_of_lane(chunk);
@@ -89,7 +89,7 @@ class CoresMath {
     PAGEDSERVE_UNROLL
     for (int i = 0; i < C::kRows * kChunks; ++i) {
       const int row = i / kChunks, chunk = i % kChunks;
-      if (row >= num_rows_) continue;
+      if (row >= shared_.block.first.num_rows) continue;
       float sums[8];
       PAGEDSERVE_UNROLL
       for (int j = 0; j < 8; ++j) sums[j] = over_tokens(softmax.o[row][chunk][j]);
@@ -131,14 +131,14 @@ class CoresMath {
         read_chunk(keys, token + token_of_lane(i), chunk, x);
         PAGEDSERVE_UNROLL
         for (int r = 0; r < C::kRows; ++r) {
-          if (r >= num_rows_) continue;
+          if (r >= shared_.block.first.num_rows) continue;
           PAGEDSERVE_UNROLL
           for (int j = 0; j < 8; ++j) logits[r][i] += queries_[r][chunk][j] * x[j];
         }
       }
       PAGEDSERVE_UNROLL
       for (int r = 0; r < C::kRows; ++r) {
-        if (r >= num_rows_) continue;
+        if (r >= shared_.block.first.num_rows) continue;
         PAGEDSERVE_UNROLL
         for (int mask = 1; mask < kLanes; mask *= 2) logits[r][i] += target::shuffle_xor(logits[r][i], mask);
       }
@@ -151,7 +151,7 @@ class CoresMath {
     const bool is_open = position >= shared_.open.begin && position + 16 <= shared_.open.end;
     PAGEDSERVE_UNROLL
     for (int r = 0; r < C::kRows; ++r) {
-      if (r >= num_rows_) continue;
+      if (r >= shared_.block.first.num_rows) continue;
       const Column& about = shared_.columns[r];
       PAGEDSERVE_UNROLL
       for (int i = 0; i < kTokens; ++i) {
@@ -167,7 +167,7 @@ class CoresMath {
   PAGEDSERVE_DEVICE void weigh(float (&logits)[C::kRows][kTokens], Softmax& softmax) const {
     PAGEDSERVE_UNROLL
     for (int r = 0; r < C::kRows; ++r) {
-      if (r >= num_rows_) continue;
+      if (r >= shared_.block.first.num_rows) continue;
       float largest = -parts::infinity();
       PAGEDSERVE_UNROLL
       for (int i = 0; i < kTokens; ++i) largest = parts::larger(largest, logits[r][i]);
@@ -200,7 +200,7 @@ class CoresMath {
       read_chunk(values, token + token_of_lane(i / kChunks), chunk, x);
       PAGEDSERVE_UNROLL
       for (int r = 0; r < C::kRows; ++r) {
-        if (r >= num_rows_) continue;
+        if (r >= shared_.block.first.num_rows) continue;
         PAGEDSERVE_UNROLL
         for (int j = 0; j < 8; ++j) softmax.o[r][chunk][j] += weights[r][i / kChunks] * x[j];
       }
@@ -209,7 +209,6 @@ class CoresMath {
 
   const DecodeCall& call_;
   DecodeShared<C>& shared_;
-  int num_rows_ = 0;
   float queries_[C::kRows][kChunks][8];
 };
 

@@ -17,7 +17,6 @@ struct TileSpan {
 
   template <class C>
   static PAGEDSERVE_DEVICE TileSpan of(const DecodeCall& call, const DecodeTask& task) {
-    if (call.is_stale(task)) return {0, 0, 0, 0};
     const parts::MaskRule rule = call.mask_rule(task);
     int first_query = call.query_of(task, 0);
     if (rule.new_begin() + first_query < 0) first_query = -rule.new_begin();
@@ -69,16 +68,16 @@ class TileStream {
     target::sync_warp();
   }
 
-  PAGEDSERVE_DEVICE void begin(int first_task, int end_task) {
-    task_ = first_task;
-    end_task_ = end_task;
+  // Of the block in shared memory. Returns with loads under way.
+  PAGEDSERVE_DEVICE void begin() {
+    task_ = 0;
     enter_task();
   }
 
   // Starts copying the next tile, if there is one, into a stage, and commits what it started as one group.
   PAGEDSERVE_DEVICE void bring(int stage) {
     target::sync_warp();  // the last tile's addresses, and what the stage held, have been used
-    if (task_ < end_task_) {
+    if (task_ < shared_.block.num_tasks) {
       list_rows(stage);
       const bool goes_on = tile_ + 1 < stream().end_tile;  // read before another lane enters the next task
       target::sync_warp();
@@ -109,29 +108,50 @@ class TileStream {
     return tile_ * C::kTileTokens + target::warp_index() * C::kWarpTokens + lane_token(i);
   }
 
+  PAGEDSERVE_DEVICE const DecodeTask& task() const {
+    return task_ == 0 ? shared_.block.first : call_.tasks[shared_.block.next_task + task_ - 1];
+  }
+
   // Goes to the first tile of the next task that has one.
   PAGEDSERVE_DEVICE void enter_task() {
-    for (; task_ < end_task_; ++task_) {
-      const DecodeTask& task = call_.tasks[task_];
-      const TileSpan span = TileSpan::of<C>(call_, task);
+    for (; task_ < shared_.block.num_tasks; ++task_) {
+      const DecodeTask& entered = task();
+      const TileSpan span = TileSpan::of<C>(call_, entered);
       if (span.tile >= span.end_tile) continue;
       tile_ = span.tile;
       if (target::lane_index() == 0) {
         Stream& about = stream();
-        about.table = call_.p.page_table + task.seq * call_.p.page_table_stride;
-        about.kv_head = task.kv_head;
-        about.new_begin = task.kv_len - call_.p.q_len;
-        about.seen = seen_new_tokens(call_, task);
+        about.table = call_.p.page_table + entered.seq * call_.p.page_table_stride;
+        about.kv_head = entered.kv_head;
+        about.new_begin = entered.kv_len - call_.p.q_len;
+        about.seen = seen_new_tokens(call_, entered);
         about.begin_token = span.begin_token;
-        about.end_token = span.end_token;
+        about.end_token = within_table(span.end_token);
         about.end_tile = span.end_tile;
       }
       target::sync_warp();
       PAGEDSERVE_UNROLL
       for (int i = 0; i < kLaneTokens; ++i) walk_[i].start(token(i), call_.p.page_size);
       read_page_ids();
+      forget_if_stale(entered);
       return;
     }
+  }
+
+  // A length that is not the call's may lie behind its page table.
+  PAGEDSERVE_DEVICE int within_table(int token) const {
+    const int64_t end = static_cast<int64_t>(call_.p.max_pages) * call_.p.page_size;
+    return token < end ? token : static_cast<int>(end);
+  }
+
+  // The call's length comes with the page ids, in the same trip to memory. No tile of a stale task reads a page.
+  PAGEDSERVE_DEVICE void forget_if_stale(const DecodeTask& entered) {
+    const bool stale = call_.is_stale(entered);
+    PAGEDSERVE_UNROLL
+    for (int i = 0; i < kLaneTokens; ++i) page_ids_[i] |= stale ? -1 : 0;
+    if (!stale) return;
+    target::sync_warp();  // all lanes have read it
+    if (target::lane_index() == 0) stream().end_token = 0;
   }
 
   PAGEDSERVE_DEVICE Stream& stream() const { return shared_.streams[target::warp_index()]; }
@@ -226,7 +246,7 @@ class TileStream {
 
   const DecodeCall& call_;
   DecodeShared<C>& shared_;
-  int task_ = 0, end_task_ = 0;
+  int task_ = 0;
   int tile_ = 0;
   parts::PageWalk walk_[kLaneTokens];
   int32_t page_ids_[kLaneTokens];

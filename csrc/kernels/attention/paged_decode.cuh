@@ -11,8 +11,8 @@
 // Work     DESIGN.md, "CUDA decode": a block does the tasks of one planned block, one after the other. Per tile of
 //          tokens each of 4 warps multiplies its own keys (rows) with the strand's queries (columns), and its own
 //          values with the weights; warps meet at the end of each split
-// Sums     f32. Per warp an online softmax over its tokens of a split; the four warps' in order; then splits in order.
-//          Weights are rounded to the values' number format before they multiply
+// Sums     f32. Per warp an online softmax over its tokens of a split; the four warps' in order; then splits in order
+//          into their group, and groups in order. Weights are rounded to the values' number format before they multiply
 // Traffic  2 * sum(kv_lens) * num_kv_heads * head_dim * sizeof(KV) bytes, once for every strand of a KV head
 // Bound    memory: 2 * rows / sizeof(KV) flop per byte, 16 for a group of 8 in bf16
 // Source   Milakov & Gimelshein 2018 (online softmax); Dao, Haziza, Massa, Sizov 2023 (Flash-Decoding: splitting along
@@ -61,50 +61,90 @@ class Decode {
       : call_(call), shared_(shared), stream_(call, shared), cores_(call, shared) {}
 
   PAGEDSERVE_DEVICE void run() {
-    const int num_planned = *call_.num_planned_blocks;
-    for (int block = static_cast<int>(target::block_index().x); block < num_planned;
-         block += static_cast<int>(target::num_blocks().x)) {
-      const int first_task = call_.task_starts[block], end_task = call_.task_starts[block + 1];
-      stream_.begin(first_task, end_task);
-      stage_ = 0;
-      PAGEDSERVE_ROLLED
-      for (int i = 0; i < C::kStages; ++i) bring_next();
-      for (int task = first_task; task < end_task; ++task) run_task(call_.tasks[task]);
+    int block = static_cast<int>(target::block_index().x);
+    if (block >= kMaxBlocks) return;
+    take(shared_.block, call_.blocks[block]);
+    while (block < shared_.block.num_blocks) {
+      run_block();
+      block += static_cast<int>(target::num_blocks().x);
+      if (block < shared_.block.num_blocks) take(shared_.block, call_.blocks[block]);
     }
   }
 
  private:
   // ---- tasks ----
 
-  PAGEDSERVE_DEVICE void run_task(const DecodeTask& task) {
-    begin_task(task);
-    const bool folds = task.partial == task.first_partial;  // -1 both where the strand is whole
-    TileSpan span = TileSpan::of<C>(call_, task);
-    for (int i = 0; i < task.num_splits; ++i) {
-      if (i == 0 || !folds) clear_totals(task);
-      const int end = at_most(span.end_tile, (task.first_split + i + 1) * C::kTilesPerSplit);
-      if (span.tile < end) attend_split(task, span, end);
-      if (!folds) keep_totals(task, task.partial + i);
+  // Brings a record into shared memory, in one trip.
+  template <class Record>
+  PAGEDSERVE_DEVICE void take(Record& to, const Record& from) {
+    target::sync_threads();  // nobody needs the last one, nor its queries
+    const int word = target::thread_index();
+    if (word < static_cast<int>(sizeof(Record) / 4)) {
+      reinterpret_cast<int32_t*>(&to)[word] = reinterpret_cast<const int32_t*>(&from)[word];
     }
-    if (task.num_splits == 0) clear_totals(task);
-    if (task.partial < 0) return write_totals(task);
-    if (folds) keep_totals(task, task.partial);
-    if (ends_strand(call_, shared_, task)) merge_partials<C::kWarps>(call_, task);
+    target::sync_threads();
+  }
+
+  // The first tile is on its way before queries are read; only then is a second one brought, which waits for page ids.
+  PAGEDSERVE_DEVICE void run_block() {
+    if (shared_.block.num_tasks == 0) return;
+    stream_.begin();
+    stage_ = 0;
+    PAGEDSERVE_ROLLED
+    for (int step = 1 - C::kStages; step < shared_.block.num_tasks; ++step) {
+      if (step <= 0) bring_next();
+      if (step > 0) take(shared_.block.first, call_.tasks[shared_.block.next_task + step - 1]);
+      if (step > 0 || step == 1 - C::kStages) begin_task(shared_.block.first);
+      if (step >= 0) run_task(shared_.block.first);
+    }
+  }
+
+  PAGEDSERVE_DEVICE void run_task(const DecodeTask& task) {
+    keep_queries();
+    TileSpan span = TileSpan::of<C>(call_, task);
+    clear_totals();
+    if (task.num_splits == 0) add_group(task, true, true);
+    for (int split = task.first_split; split < end_of(task); ++split) {
+      const int end_tile = at_most(span.end_tile, (split + 1) * C::kTilesPerSplit);
+      if (span.tile < end_tile) attend_split(task, span, end_tile);
+      end_split(task, split);
+    }
+    if (task.counter >= 0) end_piece(call_, shared_, task);
+  }
+
+  static PAGEDSERVE_DEVICE int end_of(const DecodeTask& task) { return task.first_split + task.num_splits; }
+
+  // Takes away the total of a group that ends, or of a split that stays alone, for it lies behind a cut.
+  PAGEDSERVE_DEVICE void end_split(const DecodeTask& task, int split) {
+    const int end = end_of(task);
+    const int head_end = task.head.counter < 0 ? task.first_split : at_most(group_end(task.first_split), end);
+    if (split >= head_end && split + 1 != end && split + 1 != group_end(split)) return;
+    if (task.counter >= 0) {
+      keep_totals(task, split - task.strand_split);
+    } else {
+      add_group(task, split < group_end(task.strand_split), split + 1 == end);
+    }
+    clear_totals();
+    if (split + 1 == head_end) ends_last(call_, shared_.ends_head, task.head.counter, 1, task.head.num_pieces);
   }
 
   PAGEDSERVE_DEVICE void begin_task(const DecodeTask& task) {
-    target::sync_threads();  // nobody needs the last task's queries
     QueryLoader<C>(call_, shared_).load(task);
     if (target::thread_index() == 0) {
       const parts::MaskRule rule = call_.mask_rule(task);
       const int first = call_.query_of(task, 0), last = call_.query_of(task, task.num_rows - 1);
       const int begin = rule.new_begin();
+      shared_.open.is_stale = call_.is_stale(task);
       shared_.open.new_begin = begin;
       shared_.open.begin = rule.window > 0 ? begin + last - rule.window + 1 : 0;
       shared_.open.end = rule.tree == nullptr ? begin + first + 1 : begin + first < 0 ? 0 : begin;
     }
     target::sync_threads();
-    if constexpr (C::kOnCores) cores_.begin(task);
+  }
+
+  // Registers that a task keeps are taken here, so that they are free again where partials are merged.
+  PAGEDSERVE_DEVICE void keep_queries() {
+    if constexpr (C::kOnCores) cores_.begin();
     if constexpr (C::kKeepQueries) {
       PAGEDSERVE_UNROLL
       for (int step = 0; step < kSteps; ++step) {
@@ -122,10 +162,10 @@ class Decode {
     b[0] = pair.x, b[1] = pair.y;
   }
 
-  // ---- totals: of the splits so far; a column is one warp's ----
+  // ---- totals: of a group's splits so far; a column is one warp's ----
 
-  PAGEDSERVE_DEVICE void clear_totals(const DecodeTask& task) {
-    const parts::State start = call_.is_stale(task) ? parts::State{0.f, parts::not_a_number()} : parts::empty_state();
+  PAGEDSERVE_DEVICE void clear_totals() {
+    const parts::State start = shared_.open.is_stale ? parts::State{0.f, parts::not_a_number()} : parts::empty_state();
     if (target::lane_index() == 0) {
       for (int c = target::warp_index(); c < C::kColumns; c += C::kWarps) shared_.totals[c] = start;
     }
@@ -142,19 +182,36 @@ class Decode {
     target::sync_warp();
   }
 
-  PAGEDSERVE_DEVICE void keep_totals(const DecodeTask& task, int partial) {
-    float* o = call_.partial(partial);
-    parts::State* states = call_.partial_states(partial);
+  PAGEDSERVE_DEVICE parts::Sums& partial_sums(int partial, int c, int dim) const {
+    return *reinterpret_cast<parts::Sums*>(call_.partial(partial) + static_cast<int64_t>(c) * call_.p.head_dim + dim);
+  }
+
+  // `place`: counted from the strand's first partial.
+  PAGEDSERVE_DEVICE void keep_totals(const DecodeTask& task, int place) {
     for_each_total(task, [&](int c, int dim, const parts::State& state, const parts::Sums& sums) {
-      *reinterpret_cast<parts::Sums*>(o + static_cast<int64_t>(c) * call_.p.head_dim + dim) = sums;
-      if (dim == 0) states[c] = state;
+      partial_sums(task.partial + place, c, dim) = sums;
+      if (dim == 0) call_.partial_states(task.partial + place)[c] = state;
     });
   }
 
-  PAGEDSERVE_DEVICE void write_totals(const DecodeTask& task) {
-    for_each_total(task, [&](int c, int dim, const parts::State& state, const parts::Sums& sums) {
-      write_row(call_, task, c, dim, state, sums);
+  // Folds a group into its strand, which is whole; behind the last one writes the output.
+  PAGEDSERVE_DEVICE void add_group(const DecodeTask& task, bool is_first, bool is_last) {
+    for_each_total(task, [&](int c, int dim, const parts::State& state, parts::Sums sums) {
+      parts::State strand = is_first ? state : shared_.strands[c];
+      parts::Sums& kept = partial_sums(task.partial, c, dim);
+      if (!is_first) {
+        const parts::Parts parts = parts::fold(strand, state);
+        sums = parts::fold(kept, sums, parts);
+      }
+      if (is_last) return write_row(call_, task, c, dim, strand, sums);
+      kept = sums;
     });
+    if (is_last) return;
+    for (int c = target::warp_index() + C::kWarps * target::lane_index(); c < task.num_rows; c += C::kThreads) {
+      if (is_first) shared_.strands[c] = shared_.totals[c];
+      if (!is_first) parts::fold(shared_.strands[c], shared_.totals[c]);
+    }
+    target::sync_warp();
   }
 
   // ---- a split ----

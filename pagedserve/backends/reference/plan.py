@@ -11,15 +11,20 @@ from torch import Tensor
 
 from pagedserve.backends.operands import PlanDecode
 from pagedserve.specs.plan_layout import (
+    BLOCK_BYTES,
     DEFAULT_BLOCKS,
+    GROUP_SPLITS,
     MAX_BLOCKS,
     PIECE_COST,
     SPLIT_TOKENS,
-    TASK_FIELDS,
+    TASK_BYTES,
     PlanLayout,
     Rows,
     ceil_div,
 )
+
+INT = torch.int32
+NO_GROUP = (-1, 0, 0)
 
 
 def strand_splits(length: int, q_len: int, window: int) -> tuple[int, int]:
@@ -29,7 +34,7 @@ def strand_splits(length: int, q_len: int, window: int) -> tuple[int, int]:
 
 
 def plan_decode(*operands: Any) -> None:
-    """Writes header, task_starts, counters, cuts, partial_starts, seq_starts and tasks; partials stay as they are."""
+    """Writes header, blocks, counters, cuts, partial_starts, seq_starts and tasks; partials stay as they are."""
     call = PlanDecode.of("plan_decode", *operands)
     kv_lens, workspace, q_len, window = call.kv_lens, call.workspace, call.q_len, call.window
     num_q_heads, num_kv_heads, head_dim = call.num_q_heads, call.num_kv_heads, call.head_dim
@@ -61,7 +66,7 @@ def plan_decode(*operands: Any) -> None:
     partial_starts = [0]
     for block in range(num_blocks):
         cut = [where for where in blocks if where[0] == block != where[-1]]
-        partial_starts.append(partial_starts[-1] + sum(1 + sum(other != block for other in where) for where in cut))
+        partial_starts.append(partial_starts[-1] + sum(len(where) for where in cut))
     for where in blocks:
         if where[0] != where[-1] and partial_starts[where[0] + 1] > max_partials:
             where[:] = [where[0]] * len(where)
@@ -72,28 +77,49 @@ def plan_decode(*operands: Any) -> None:
         kv_head, tile = divmod(in_seq, rows.num_tiles)
         first_row = tile * rows.tile_rows
         row_span = (first_row, min(rows.tile_rows, rows.num_rows - first_row))
-        folded = where.count(where[0])
-        num_pieces, num_splits = len(set(where)), spans[seq][1] - spans[seq][0]
+        first_split, end_split = spans[seq]
+        whole = number if layout.num_totals < MAX_BLOCKS else where[0]
         for block in sorted(set(where)):
-            first, count = where.index(block), where.count(block) if num_splits else 0
-            merge = (-1, -1, 0, -1, 1)
-            if num_pieces > 1:
-                base = partial_starts[where[0]]
-                own = base if first == 0 else base + first - folded + 1
-                merge = (own, base, num_splits - folded + 1, where[0], num_pieces)
-            tasks[block].append((seq, kv_head, *row_span, lens[seq], spans[seq][0] + first, count, *merge))
+            first, count = where.index(block), where.count(block) if end_split > first_split else 0
+            span = (lens[seq], first_split + first, count, first_split)
+            merge = (whole, -1, *NO_GROUP, *NO_GROUP)
+            if where[0] != where[-1]:
+                groups = _cut_groups(where, first_split, first, count)
+                merge = (layout.num_totals + partial_starts[where[0]], where[0], *groups)
+            tasks[block].append((seq, kv_head, *row_span, *span, *merge))
 
-    flat = [task for block in tasks for task in block]
-    ends = torch.tensor([0, *map(len, tasks)]).cumsum(0)
-    header = (num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks, len(flat))
-    _write(workspace, 0, torch.tensor(header, dtype=torch.int32))
+    num_tasks = sum(map(len, tasks))
+    header = (num_seqs, num_q_heads, num_kv_heads, head_dim, q_len, window, num_blocks, num_tasks)
+    _write(workspace, 0, torch.tensor(header, dtype=INT))
     _write(workspace, 32, torch.tensor((partial_starts[-1], max_partials, seq_starts[-1], payload)))
-    _write(workspace, layout.task_starts, ends.to(torch.int32))
-    _write(workspace, layout.counters, torch.zeros(MAX_BLOCKS, dtype=torch.int32))
-    _write(workspace, layout.cuts, torch.tensor(cuts, dtype=torch.int32))
+    _write(workspace, layout.counters, torch.zeros(2 * MAX_BLOCKS, dtype=INT))
+    _write(workspace, layout.cuts, torch.tensor(cuts, dtype=INT))
     _write(workspace, layout.partial_starts, torch.tensor(partial_starts))
     _write(workspace, layout.seq_starts, torch.tensor(seq_starts))
-    _write(workspace, layout.tasks, torch.tensor(flat, dtype=torch.int32).view(-1, len(TASK_FIELDS)))
+    place = 0
+    for block in range(MAX_BLOCKS):
+        mine = tasks[block] if block < num_blocks else []
+        about = (num_blocks, len(mine), place + 1, 0) if block < num_blocks else (num_blocks,)
+        _write(workspace, layout.blocks + BLOCK_BYTES * block, torch.tensor([*about, *sum(mine[:1], ())], dtype=INT))
+        _write(workspace, layout.tasks + TASK_BYTES * (place + 1), torch.tensor(mine[1:], dtype=INT))
+        place += len(mine)
+
+
+def _cut_groups(where: list[int], first_split: int, first: int, count: int) -> tuple[int, ...]:
+    """Of a piece, splits [first, first + count) of its strand, the head and the tail: see CutGroup in csrc/params.h."""
+
+    def group(of: int) -> list[int]:
+        number = (first_split + of) // GROUP_SPLITS
+        return [i for i in range(len(where)) if (first_split + i) // GROUP_SPLITS == number]
+
+    def cut(splits: list[int]) -> tuple[int, int, int]:
+        owner = where[splits[0]]
+        behind = next(i for i in splits if where[i] != owner)
+        return MAX_BLOCKS + owner, first_split + behind, len({where[i] for i in splits})
+
+    head, tail = group(first), group(first + count - 1)
+    goes_on = tail[0] >= first and tail[-1] >= first + count
+    return (*(cut(head) if head[0] < first else NO_GROUP), *(cut(tail) if goes_on else NO_GROUP))
 
 
 def _write(workspace: Tensor, offset: int, values: Tensor) -> None:
