@@ -15,7 +15,7 @@ from bench.cases import BenchCase, cases_of
 from bench.cases.case import Inputs, nbytes
 from bench.device import Call, Sampler, last_cache_bytes, placed, sampler
 from bench.report import Row
-from bench.roofline import Roof
+from bench.roofline import Roof, floats
 from bench.timing import Rotation, Timing, alternate_samples
 from pagedserve import ops
 from pagedserve.errors import PagedServeError
@@ -31,14 +31,17 @@ COLUMNS = {
     "GFLOP_per_s": "GFLOP/s",
     "roof_percent": "% of roof",
     "bound": "bound",
+    "read_percent": "% of reading",
 }
 DEFINITIONS = """\
-us: median of whole calls of pagedserve.ops, checks included; ±%: (p90 - p10) / median. Everything right of it is
-of the shortest call, as the roof is what the machine did at best. Inputs are cold: they rotate through twice the last
-cache; or warm: a thousand copies are less than that. GB/s and GFLOP/s count what the op's definition must move and
-compute, once. % of roof: the time at the measured bandwidth, or at the measured rate of matrix products if that is
-longer (bound says which), over our time. x NAME: that peer's time over ours; it takes its turn between our calls, on
-the same inputs. On a GPU calls are replayed in a graph between two device events."""
+us: median of whole calls of pagedserve.ops, checks included; ±%: (p90 - p10) / median. What is right of it up to the
+bound is of the shortest call, as the roof is what the machine did at best. Inputs are cold: they rotate through twice
+the last cache; or warm: a thousand copies are less than that. GB/s and GFLOP/s count what the op's definition must move
+and compute, once. % of roof: the time at the measured bandwidth, or at the measured rate of matrix products if that is
+longer (bound says which), over our time. % of reading, where memory is the bound: the time in which as many bytes were
+read in order, turn by turn with our calls, over our time, medians both, so that what others do to memory meets both.
+x NAME: that peer's time over ours; it takes its turn between our calls, on the same inputs. On a GPU calls are replayed
+in a graph between two device events."""
 
 
 def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
@@ -87,6 +90,8 @@ def time_case(
         samplers = {"ours": sampler(device, [ours(case, inputs, backend) for inputs in rotation.copies])}
         found = {name: peer_sampler(name, case, rotation.copies, device) for name in peers}
         samplers |= {name: each for name, each in found.items() if isinstance(each, Sampler)}
+        memory = floats(max(cost.bytes, rotation.cold_bytes, 4), device)
+        samplers["read"] = sampler(device, [memory.max])
         timings = alternate_samples({name: each.sample for name, each in samplers.items()}, budget_s=budget_s)
     mine = timings["ours"]
     row: Row = {
@@ -103,6 +108,7 @@ def time_case(
         "calls": mine.num_calls,
         "GB_per_s": cost.bytes / mine.min_s / 1e9,
         "GFLOP_per_s": cost.flops / mine.min_s / 1e9,
+        "read_GB_per_s": memory.nbytes / timings["read"].median_s / 1e9,
         "bytes": cost.bytes,
         "flops": cost.flops,
         "rate": case.rate,
@@ -141,9 +147,12 @@ def columns(peers: Sequence[str]) -> dict[str, str]:
 def under_roof(row: Row, roof: Roof) -> Row:
     """The row with its share of what the machine can do."""
     cost = (row["bytes"], row["flops"], row["rate"])
+    bound = roof.bound(*cost)
+    read_us = row["bytes"] / row["read_GB_per_s"] / 1e3
     return row | {
         "roof_percent": roof.floor_s(*cost) / row["min_us"] * 1e8,
-        "bound": roof.bound(*cost),
+        "bound": bound,
+        "read_percent": 100 * read_us / row["us"] if bound == "memory" else None,
         "roof_GB_per_s": roof.read_bytes_per_s / 1e9,
         "roof_GFLOP_per_s": roof.flops_per_s[row["rate"]] / 1e9,
     }

@@ -64,15 +64,16 @@ def best_s(call: Callable[[], object], budget_s: float, seconds: Callable[[Call]
 def bandwidths(num_bytes: int, budget_s: float, device: str = "cpu") -> tuple[float, float]:
     """Bytes a second of reading a tensor, and of copying it (read and written bytes together)."""
     seconds = between_events if device == "cuda" else seconds_of
-    source, target = (_floats(num_bytes // 4, device) for _ in range(2))
-    source.normal_()
+    source, target = floats(num_bytes, device), floats(num_bytes, device)
     read = source.nbytes / best_s(source.max, budget_s, seconds)
     return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s, seconds)
 
 
-def _floats(count: int, device: str) -> torch.Tensor:
-    """Of host memory on huge pages, as the engine's own, and then as fast as can be."""
-    return host_bytes(4 * count).view(torch.float32) if device == "cpu" else torch.empty(count, device=device)
+def floats(num_bytes: int, device: str) -> torch.Tensor:
+    """Random numbers; on huge pages of host memory, as the engine's own, and then read as fast as can be."""
+    if device == "cuda":
+        return torch.randn(num_bytes // 4, device=device)
+    return host_bytes(num_bytes // 4 * 4).view(torch.float32).normal_()
 
 
 def products(edge: int, device: str) -> dict[str, Call]:

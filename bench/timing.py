@@ -75,6 +75,7 @@ class Rotation(Generic[Inputs]):
         cache: bytes of the cache; default the processor's last.
 
     Attributes:
+        cold_bytes: as asked for.
         is_cold: the copies do take so much.
     """
 
@@ -82,8 +83,8 @@ class Rotation(Generic[Inputs]):
         self, make: Callable[[], Inputs], nbytes: int, cold_bytes: int | None = None, cache: int | None = None
     ) -> None:
         cache = cache or cache_bytes()
-        cold = 2 * cache if cold_bytes is None else cold_bytes
-        needed = max(1, -(-cold // max(nbytes, 1)))
+        self.cold_bytes = 2 * cache if cold_bytes is None else cold_bytes
+        needed = max(1, -(-self.cold_bytes // max(nbytes, 1)))
         self.copies = [make() for _ in range(min(needed, MAX_COPIES))]
         self.is_cold = len(self.copies) * nbytes >= 2 * cache
         self._next = 0

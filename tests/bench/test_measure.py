@@ -53,9 +53,11 @@ def test_a_roof_gives_floors_and_bounds():
     assert roof.bound(20, 500) == "compute"
     quieter = roofline.Roof(1, read_bytes_per_s=12.0, copy_bytes_per_s=7.0, flops_per_s={"float32": 90.0})
     assert roof.best(quieter) == roofline.Roof(1, 12.0, 8.0, {"float32": 100.0})
-    row = {"bytes": 20, "flops": 50, "rate": "float32", "min_us": 4e6}
+    row = {"bytes": 20, "flops": 50, "rate": "float32", "min_us": 4e6, "us": 8e6, "read_GB_per_s": 5e-9}
     assert under_roof(row, roof)["roof_percent"] == pytest.approx(50)
     assert under_roof(row, roof)["bound"] == "memory"
+    assert under_roof(row, roof)["read_percent"] == pytest.approx(50)
+    assert under_roof(row | {"flops": 500}, roof)["read_percent"] is None
 
 
 def test_roofs_are_measured_and_torch_keeps_its_threads():
