@@ -13,7 +13,7 @@
 //
 // Splits fold left to right into their group, groups left to right into the strand: the same bits wherever the strand
 // was cut, so a plan changes time and nothing else. A strand that is cut has a partial's place for each split, in their
-// order. What a piece has of a group from its begin on, it folds into the place of the group's first split; a split
+// order. What a piece has of a group from its begin on, it folds into the place of the last split of it; a split
 // behind a cut stays alone in its own. Who ends a cut group last folds these, and who ends the strand's last group the
 // groups. A strand that is not cut leaves no partial. Where partials run out, a strand stays whole.
 //
