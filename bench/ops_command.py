@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from bench import device, op_peers, ops, profile, report, roofline
 from bench.cases import FAMILIES, BenchCase
-from pagedserve.errors import PagedServeError
-from pagedserve.ops import explain
+from pagedserve.errors import BackendUnavailable, PagedServeError
+from pagedserve.ops import backends_of, explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     os.environ["PAGEDSERVE_THREADS"] = str(args.threads)
     try:
         cases = list(ops.chosen(args.op or list(FAMILIES), args.grid, args.only))
+        require_backend(args.backend, cases)
         if args.dry_run or args.explain:
             return untimed(cases, args, console)
         device.require(args.device)
@@ -74,6 +75,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for file in saved(rows, args, signature):
         console.print(f"wrote {file}")
     return 0 if rows else 1
+
+
+def require_backend(backend: str, cases: Sequence[BenchCase]) -> None:
+    """Raises BackendUnavailable where none of the cases' ops has it."""
+    names = {case.op: backends_of(case.op) for case in cases}
+    if names and not any(backend in known for known in names.values()):
+        told = "; ".join(f"{op}: {', '.join(known)}" for op, known in names.items())
+        raise BackendUnavailable(f"--backend {backend}: there is no such backend of these ops. There are, of {told}")
 
 
 def untimed(cases: Sequence[BenchCase], args: argparse.Namespace, console: Console) -> int:

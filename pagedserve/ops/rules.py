@@ -61,8 +61,10 @@ def _append_sizes(op: str, tensors: Named, sizes: Mapping[str, Any]) -> None:
 
 
 def _page_size(op: str, sizes: Mapping[str, Any]) -> None:
-    if sizes["page_size"] < 1:
-        raise InvalidInput(f"{op}: page_size (axis 1 of k_pages) is 0; a page holds at least one token")
+    size = sizes["page_size"]
+    if not 1 <= size < 2**31:
+        why = "a page holds at least one token" if size < 1 else f"supported: up to {2**31 - 1}"
+        raise InvalidInput(f"{op}: page_size (axis 1 of k_pages) is {size}; {why}")
 
 
 def _scales(op: str, tensors: Named) -> None:

@@ -245,6 +245,10 @@ def test_the_command_line_times_an_op(capsys, monkeypatch):
 def test_the_command_line_refuses_what_it_does_not_know(capsys):
     assert main(["ops", "nothing", "--no-save"]) == 2
     assert "there is no op 'nothing'" in capsys.readouterr().out
+    assert main(["ops", "silu_mul", "--backend", "nobody", "--no-save"]) == 2
+    printed = capsys.readouterr().out
+    assert "there is no such backend" in printed
+    assert "roof" not in printed
     assert main(["serve", "--workload", "closed:x", "--no-save"]) == 2
     assert "is no workload" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -112,11 +112,12 @@ def test_strides_that_are_not_supported_are_named(op, entry):
         ({"num_q_heads": 5}, "num_q_heads is 5"),
         ({"num_kv_heads": 0}, "num_kv_heads 0"),
         ({"page_size": 0}, "page_size"),
+        ({"page_size": 1 << 31}, "page_size (axis 1 of k_pages) is 2147483648; supported: up to 2147483647"),
     ],
 )
 def test_attention_sizes_that_are_not_supported(op, sizes, word):
     size = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 16, "page_size": 4} | sizes
-    pages = torch.zeros(3, size["page_size"], size["num_kv_heads"], size["head_dim"])
+    pages = torch.zeros(3, 1, size["num_kv_heads"], size["head_dim"]).expand(-1, size["page_size"], -1, -1)
     call = {
         "q": torch.zeros(1, size["num_q_heads"], size["head_dim"]),
         "k_pages": pages,
