@@ -2,8 +2,8 @@
 // attention_ahead.h: fetching what a worker will read, evenly while it computes.
 //
 // A worker reads stretches: the keys of one split of one head, their values, the keys of the next head. Reading one, it
-// fetches the next (of the first of a task, itself too), a piece at a time as it goes. Into the second cache, which takes more requests at a time than the
-// first.
+// fetches the next (of the first of a task, itself too), a piece at a time as it goes. Into the second cache, which
+// takes more requests at a time than the first.
 #pragma once
 
 #include "attention_tokens.h"

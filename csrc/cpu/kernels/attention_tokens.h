@@ -6,9 +6,9 @@
 // arithmetic, and depends on what the row sees, never on pages.
 //
 // So the processor's own fetching, which stops at the end of a page, has three more places to go on with.
-// Measured on 2 cores of an EPYC 9004-series (32 sequences of 4,096 tokens, bf16, 8 heads of 128, pages of 16 at random),
-// as a share of what the same cores read in order in turn with it (36 GB/s), from 1, 2, 4, 8, 16 places: 65, 76, 92, 89,
-// 89 %; from 4 places and nothing fetched ahead by us 65 %.
+// Measured on 2 cores of an EPYC 9004-series (32 sequences of 4,096 tokens, bf16, 8 heads of 128, pages of 16 at
+// random), as a share of what the same cores read in order in turn with it (36 GB/s), from 1, 2, 4, 8, 16 places: 65,
+// 76, 92, 89, 89 %; from 4 places and nothing fetched ahead by us 65 %.
 #pragma once
 
 #include "simd.h"
@@ -36,8 +36,8 @@ struct Rows {
   Rows from(int position) const { return {base, offsets + position}; }
 };
 
-// Where the tokens of a split lie: bytes from the beginning of a head's row in page 0, by position; and floats, of their
-// scales.
+// Where the tokens of a split lie: bytes from the beginning of a head's row in page 0, by position; and floats, of
+// their scales.
 struct TokenList {
   int64_t *keys, *values, *key_scales, *value_scales;  // [kSplit] each; the last two only where there are scales
   Span tokens;                                         // of the sequence
