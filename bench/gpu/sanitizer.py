@@ -13,8 +13,8 @@ from bench.gpu.place import Place, verdict
 from bench.report import ROOT, Row
 from pagedserve.emulate import Run, session
 from pagedserve.errors import PagedServeError
-from pagedserve.ops.cases import make_inputs
-from pagedserve.specs import SPECS
+from pagedserve.ops.cases import cases_for, make_inputs
+from pagedserve.ops.registry import rows_of
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 EMULATED_CHECKS = {"memcheck": "bounds", "racecheck": "races"}
@@ -23,8 +23,9 @@ TOOL_LIMIT_S = 60
 
 
 def run_calls(place: Place, op: str) -> Exception | None:
-    """The op's shortest case; what goes wrong with its result."""
-    case = min(SPECS[op].cases(), key=lambda case: sum(max(length, 0) for length in case.lens))
+    """The shortest case of the op that the backend takes; what goes wrong with its result."""
+    row = next(row for row in rows_of(op) if row.backend == place.backend)
+    case = min(cases_for(row), key=lambda case: sum(max(length, 0) for length in case.lens))
     return failure(place, op, make_inputs(op, case))
 
 

@@ -56,7 +56,7 @@ def test_every_word_means_the_same_in_ptx():
 def test_a_dry_run_goes_through_the_parts_and_resumes(tmp_path, capsys):
     file = tmp_path / "gpu.jsonl"
     console = Console(width=200)
-    names = "correctness,roofs,grid,soak,constants"
+    names = "correctness,roofs,grid,soak,constants,sanitizer"
     assert gpu.run(arguments(only=names, resume=file, budget_s=240.0), console) == 0, capsys.readouterr().out
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert {row["part"] for row in rows} == set(names.split(","))
