@@ -7,7 +7,7 @@
 //
 // So the processor's own fetching, which stops at the end of a page, has three more places to go on with.
 // Measured on 2 cores of an EPYC 9004-series (32 sequences of 4,096 tokens, bf16, 8 heads of 128, pages of 16 at
-// random), as a share of what the same cores read in order in turn with it (36 GB/s), from 1, 2, 4, 8, 16 places: 65,
+// random), as a share of reading the same memory in order, in turn with it (36 GB/s), from 1, 2, 4, 8, 16 places: 65,
 // 76, 92, 89, 89 %; from 4 places and nothing fetched ahead by us 65 %.
 #pragma once
 
