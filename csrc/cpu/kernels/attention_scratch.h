@@ -31,6 +31,7 @@ struct Scratch {
   Span* spans;            // [rows] tokens of the sequence
   TokenList lists[3];     // of an even split, of an odd one, and of what rows see that do not see all of it
   int64_t* tile_offsets;  // [kSplit] of value_tile's rows
+  const char** pieces;    // [kAgain] fetched before, then those to fetch: of two stretches at most
 
   size_t carve(void* base, int rows, int width) {
     Carver carver(base);
@@ -51,6 +52,7 @@ struct Scratch {
       }
     }
     tile_offsets = carver.take<int64_t>(kSplit);
+    pieces = carver.take<const char*>(kAgain + 2 * kSplit * kRowPieces);
     return carver.used();
   }
 };

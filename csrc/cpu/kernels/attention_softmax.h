@@ -24,7 +24,7 @@ inline Vec tokens_at(const LogitRule& rule, int t) {
   if (!rule.streamed) return splat(static_cast<float>(t)) + lane_numbers();
   float first[kLanes];
   for (int i = 0; i < kLanes; ++i) first[i] = static_cast<float>(i % kStreams * kStreamTokens + i / kStreams);
-  return splat(static_cast<float>(t / kStreams)) + load(first);
+  return splat(static_cast<float>(t % kStreams * kStreamTokens + t / kStreams)) + load(first);
 }
 
 // As many bytes as are read in the time that kLanes weights take: 6 ns of 43 GB/s.

@@ -58,7 +58,6 @@ class Attention {
   // Attends to the task's splits; folds them and writes the rows, or leaves every split's partial.
   void attend(const Task& task, float* partials, int partial_stride) {
     begin(task);
-    if (task.splits.begin < task.splits.end) list_split(task.splits.begin);
     Ahead ahead = next_ahead();
     ahead.read(kFirstBytes);
     stage_queries();
@@ -156,29 +155,41 @@ class Attention {
   Rows values(const TokenList& list) const { return rows_of(p_.v, list.values, head_); }
 
   // A task reads keys and values of its first head, then of the next, split by split.
+  const KvPages& kv_of(int stretch) const { return stretch % 2 == 0 ? p_.k : p_.v; }
   int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
-  Ahead::Part part(int stretch) const {
-    const int in_split = stretch % (2 * task_.num_heads);
-    const TokenList& list = x_.lists[(task_.splits.begin + stretch / (2 * task_.num_heads)) % 2];
-    return {in_split % 2 == 0 ? rows_of(p_.k, list.keys, in_split / 2) : rows_of(p_.v, list.values, in_split / 2),
-            list.count()};
+  // Appends the pieces of a stretch's rows to those to fetch; lists its split first, if it is a split's first.
+  void fetch_stretch(int stretch) {
+    const int in_split = stretch % (2 * task_.num_heads), split = task_.splits.begin + stretch / (2 * task_.num_heads);
+    if (in_split == 0) list_split(split);
+    const TokenList& list = x_.lists[split % 2];
+    const KvPages& kv = kv_of(stretch);
+    const Rows rows = rows_of(kv, in_split % 2 == 0 ? list.keys : list.values, in_split / 2);
+    const int in_row = static_cast<int>(ceil_div(row_bytes(kv), kPieceBytes));
+    const char** out = x_.pieces + kAgain + num_pieces_;
+    for (int piece = 0; piece < in_row; ++piece) {
+      for (int i = 0; i < list.count(); ++i) out[i * in_row + piece] = rows[i] + piece * kPieceBytes;
+    }
+    num_pieces_ += list.count() * in_row;
   }
 
   // What to fetch while the next stretch is read: the one behind it, and of a task's first what is not read at once.
   Ahead next_ahead() {
     const int stretch = num_read_++;
     if (stretch >= num_stretches()) return {};
-    const auto [rows, count] = part(stretch);
-    const int bytes = static_cast<int>(row_bytes(stretch % 2 == 0 ? p_.k : p_.v));
-    int64_t read = count * static_cast<int64_t>(bytes);
-    if (stretch % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
-    Ahead::Part later{};
-    if (stretch + 1 < num_stretches()) {
-      if ((stretch + 1) % (2 * task_.num_heads) == 0)
-        list_split(task_.splits.begin + (stretch + 1) / (2 * task_.num_heads));
-      later = part(stretch + 1);
+    if (stretch == 0) {
+      num_pieces_ = 0;
+      fetch_stretch(0);
+      for (int i = 0; i < kAgain; ++i) x_.pieces[i] = x_.pieces[kAgain];
+    } else {
+      memmove(x_.pieces, x_.pieces + num_pieces_, kAgain * sizeof(const char*));
+      num_pieces_ = 0;
     }
-    return {{rows, stretch == 0 ? count : 0}, later, bytes, read};
+    const int in_split = stretch % (2 * task_.num_heads), split = task_.splits.begin + stretch / (2 * task_.num_heads);
+    const int count = x_.lists[split % 2].count();
+    if (stretch + 1 < num_stretches()) fetch_stretch(stretch + 1);
+    int64_t read = count * row_bytes(kv_of(stretch));
+    if (in_split % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
+    return {x_.pieces, num_pieces_, static_cast<int>(row_bytes(kv_of(stretch + 1))), read};
   }
 
   void gather_scales(const KvPages& kv, const int64_t* offsets, const TokenList& list, float factor, float* out) const {
@@ -490,7 +501,8 @@ class Attention {
   int origin_ = 0;    // the split's first token
   Span rows_ = {};    // of the head that attend now
   int head_ = 0;      // of the task
-  int num_read_ = 0;  // stretches
+  int num_read_ = 0;    // stretches
+  int num_pieces_ = 0;  // of x_.pieces, to fetch
 };
 
 }  // namespace
