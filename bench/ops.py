@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +35,13 @@ COLUMNS = {
 }
 DEFINITIONS = """\
 us: median of whole calls of pagedserve.ops, checks included; ±%: (p90 - p10) / median. What is right of it up to the
-bound is of the shortest call, as the roof is what the machine did at best. Inputs are cold: they rotate through twice
-the last cache; or warm: a thousand copies are less than that. GB/s and GFLOP/s count what the op's definition must move
-and compute, once. % of roof: the time at the measured bandwidth, or at the measured rate of matrix products if that is
-longer (bound says which), over our time. % of reading, where memory is the bound: the time in which as many bytes were
-read in order, turn by turn with our calls, over our time, medians both, so that what others do to memory meets both.
-x NAME: that peer's time over ours; it takes its turn between our calls, on the same inputs. On a GPU calls are replayed
-in a graph between two device events."""
+bound is of the shortest call, as the roof is what the machine did at best, before, between or after the calls. Inputs
+are cold: they rotate through twice the last cache; or warm: a thousand copies are less than that. GB/s and GFLOP/s
+count what the op's definition must move and compute, once. % of roof: the time at the measured bandwidth, or at the
+measured rate of matrix products if that is longer (bound says which), over our time. % of reading, where memory is the
+bound: the time in which as many bytes were read in order, turn by turn with our calls, over our time, medians both, so
+that what others do to memory meets both. x NAME: that peer's time over ours; it takes its turn between our calls, on
+the same inputs. On a GPU calls are replayed in a graph between two device events."""
 
 
 def ours(case: BenchCase, inputs: Inputs, backend: str) -> Callable[[], object]:
@@ -109,6 +109,8 @@ def time_case(
         "GB_per_s": cost.bytes / mine.min_s / 1e9,
         "GFLOP_per_s": cost.flops / mine.min_s / 1e9,
         "read_GB_per_s": memory.nbytes / timings["read"].median_s / 1e9,
+        "best_read_GB_per_s": memory.nbytes / timings["read"].min_s / 1e9,
+        "read_bytes": memory.nbytes,
         "bytes": cost.bytes,
         "flops": cost.flops,
         "rate": case.rate,
@@ -156,6 +158,11 @@ def under_roof(row: Row, roof: Roof) -> Row:
         "roof_GB_per_s": roof.read_bytes_per_s / 1e9,
         "roof_GFLOP_per_s": roof.flops_per_s[row["rate"]] / 1e9,
     }
+
+
+def best_read(rows: Iterable[Row], num_bytes: int) -> float:
+    """Bytes a second of the fastest reading beside the rows' calls, of at least num_bytes; 0 where there was none."""
+    return max((row["best_read_GB_per_s"] * 1e9 for row in rows if row["read_bytes"] >= num_bytes), default=0.0)
 
 
 def chosen(names: Sequence[str], grid: str, only: str) -> Iterator[BenchCase]:

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for found in timed(progress.track(cases, description="timing"), args):  # type: ignore[arg-type]
             (refused if isinstance(found, str) else rows).append(found)
     roof = roof.best(roofline.measure(args.threads, device=args.device))
+    roof = roof.with_read(ops.best_read(rows, roofline.read_bytes(args.device)))
     rows = [ops.under_roof(row, roof) for row in rows]
     console.print(roofline.describe(roof))
     if rows:
@@ -126,7 +127,7 @@ def saved(rows: Sequence[report.Row], args: argparse.Namespace, signature: repor
     """The files that rows and plot were written to."""
     sheet = report.Sheet("ops", signature)
     if not args.no_save:
-        for row in rows:  # now, for a share of the roof takes the best of what was measured before and after
+        for row in rows:  # now, for a share of the roof takes the best of what was measured before, between and after
             sheet.add(row)
     files: list[object] = list(sheet.files)
     if args.plot and rows:

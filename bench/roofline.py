@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,10 @@ class Roof:
             {name: max(rate, other.flops_per_s[name]) for name, rate in self.flops_per_s.items()},
         )
 
+    def with_read(self, bytes_per_s: float) -> Roof:
+        """The roof with that read bandwidth, if it is the higher one."""
+        return replace(self, read_bytes_per_s=max(self.read_bytes_per_s, bytes_per_s))
+
     def floor_s(self, num_bytes: float, flops: float = 0.0, dtype: str = "float32") -> float:
         """The shortest time in which so much can be read and computed, if both overlap fully."""
         return max(num_bytes / self.read_bytes_per_s, flops / self.flops_per_s[dtype])
@@ -67,6 +71,11 @@ def bandwidths(num_bytes: int, budget_s: float, device: str = "cpu") -> tuple[fl
     source, target = floats(num_bytes, device), floats(num_bytes, device)
     read = source.nbytes / best_s(source.max, budget_s, seconds)
     return read, 2 * source.nbytes / best_s(lambda: target.copy_(source), budget_s, seconds)
+
+
+def read_bytes(device: str) -> int:
+    """Size of a tensor whose reading says what memory gives, whatever the caches hold."""
+    return 2 << 30 if device == "cuda" else 4 * cache_bytes()
 
 
 def floats(num_bytes: int, device: str) -> torch.Tensor:
@@ -99,7 +108,7 @@ def measure(
 
     Args:
         budget_s: for all five measurements together, about.
-        num_bytes: of the tensor that is read; default four times the last cache, on a GPU 2 GiB.
+        num_bytes: of the tensor that is read; default read_bytes(device).
         edge: of the square matrices; default EDGE, on a GPU eight times that.
         device: "cpu" or "cuda".
     """
@@ -108,7 +117,7 @@ def measure(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        read, copy = bandwidths(num_bytes or (2 << 30 if on_gpu else 4 * cache_bytes()), share_s, device)
+        read, copy = bandwidths(num_bytes or read_bytes(device), share_s, device)
         edge = edge or (8 * EDGE if on_gpu else EDGE)
         seconds = between_events if on_gpu else seconds_of
         rates = {name: 2.0 * edge**3 / best_s(call, share_s, seconds) for name, call in products(edge, device).items()}

@@ -11,7 +11,7 @@ from bench import metrics, report, roofline
 from bench.__main__ import main, parser
 from bench.cases import FAMILIES, GRIDS, cases_of
 from bench.cases.attention import AttentionShape
-from bench.ops import under_roof
+from bench.ops import best_read, under_roof
 from bench.prompts import Prompts
 from bench.timing import Rotation, alternate, percentile, summarise
 from bench.workload import Record, Request, drive
@@ -53,6 +53,11 @@ def test_a_roof_gives_floors_and_bounds():
     assert roof.bound(20, 500) == "compute"
     quieter = roofline.Roof(1, read_bytes_per_s=12.0, copy_bytes_per_s=7.0, flops_per_s={"float32": 90.0})
     assert roof.best(quieter) == roofline.Roof(1, 12.0, 8.0, {"float32": 100.0})
+    assert quieter.with_read(11.0) == quieter
+    assert quieter.with_read(13.0).read_bytes_per_s == 13.0
+    readings = [{"best_read_GB_per_s": 2e-9, "read_bytes": 64}, {"best_read_GB_per_s": 3e-9, "read_bytes": 16}]
+    assert best_read(readings, 64) == pytest.approx(2.0)
+    assert best_read(readings, 65) == 0.0
     row = {"bytes": 20, "flops": 50, "rate": "float32", "min_us": 4e6, "us": 8e6, "read_GB_per_s": 5e-9}
     assert under_roof(row, roof)["roof_percent"] == pytest.approx(50)
     assert under_roof(row, roof)["bound"] == "memory"

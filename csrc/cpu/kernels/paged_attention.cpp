@@ -498,9 +498,9 @@ class Attention {
   Task task_ = {};
   Sequence seq_ = {};
   const int32_t* pages_ = nullptr;
-  int origin_ = 0;    // the split's first token
-  Span rows_ = {};    // of the head that attend now
-  int head_ = 0;      // of the task
+  int origin_ = 0;      // the split's first token
+  Span rows_ = {};      // of the head that attend now
+  int head_ = 0;        // of the task
   int num_read_ = 0;    // stretches
   int num_pieces_ = 0;  // of x_.pieces, to fetch
 };
