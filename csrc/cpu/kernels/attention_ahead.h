@@ -33,6 +33,21 @@ constexpr int bytes_of<I4>(int n) {
   return n / 2;
 }
 
+// Fills `pieces` with those of `count` rows; returns how many.
+inline int list_pieces(const Rows& rows, int count, int row_bytes, const char** pieces) {
+  const char* const base = rows.base;
+  const int64_t* const offsets = rows.offsets;
+  if (row_bytes <= kPieceBytes) {  // in vectors
+    for (int i = 0; i < count; ++i) pieces[i] = base + offsets[i];
+    return count;
+  }
+  const char** end = pieces;
+  for (int i = 0; i < count; ++i) {
+    for (int byte = 0; byte < row_bytes; byte += kPieceBytes) *end++ = base + offsets[i] + byte;
+  }
+  return static_cast<int>(end - pieces);
+}
+
 // Fetches a list of pieces while something else is read, each twice: kAgain pieces later once more.
 class Ahead {
  public:

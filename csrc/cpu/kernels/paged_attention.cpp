@@ -164,12 +164,7 @@ class Attention {
     const TokenList& list = x_.lists[split % 2];
     const KvPages& kv = kv_of(stretch);
     const Rows rows = rows_of(kv, in_split % 2 == 0 ? list.keys : list.values, in_split / 2);
-    const int in_row = static_cast<int>(ceil_div(row_bytes(kv), kPieceBytes));
-    const char** out = x_.pieces + kAgain + num_pieces_;
-    for (int piece = 0; piece < in_row; ++piece) {
-      for (int i = 0; i < list.count(); ++i) out[i * in_row + piece] = rows[i] + piece * kPieceBytes;
-    }
-    num_pieces_ += list.count() * in_row;
+    num_pieces_ += list_pieces(rows, list.count(), static_cast<int>(row_bytes(kv)), x_.pieces + kAgain + num_pieces_);
   }
 
   // What to fetch while the next stretch is read: the one behind it, and of a task's first what is not read at once.
