@@ -157,6 +157,7 @@ class Attention {
   // A task reads keys and values of its first head, then of the next, split by split.
   const KvPages& kv_of(int stretch) const { return stretch % 2 == 0 ? p_.k : p_.v; }
   int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
+
   // Appends the pieces of a stretch's rows to those to fetch; lists its split first, if it is a split's first.
   void fetch_stretch(int stretch) {
     const int in_split = stretch % (2 * task_.num_heads), split = task_.splits.begin + stretch / (2 * task_.num_heads);
