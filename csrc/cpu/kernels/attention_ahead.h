@@ -79,7 +79,7 @@ class Ahead {
     for (int i = 0; i < kLines; ++i) __builtin_prefetch(piece + i * kLineBytes, 0, 2);
   }
   ALWAYS_INLINE void fetch(const char* piece) const {
-    if (lines_ == 4) return fetch_lines<4>(piece);
+    if (lines_ == kPieceLines) return fetch_lines<kPieceLines>(piece);
     if (lines_ == 2) return fetch_lines<2>(piece);
     for (int i = 0; i < lines_; ++i) fetch_lines<1>(piece + i * kLineBytes);
   }

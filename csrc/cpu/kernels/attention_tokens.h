@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention_tokens.h: where the tokens of a split lie, in the order in which they are read, and fetching them ahead.
+// attention_tokens.h: where the tokens of a split lie, in the order in which they are read.
 //
 // A split that a row sees whole is read from eight places in turn: position 0, 1, 2, ..., 7, 8, ... is token 0, 32, 64,
 // ..., 224, 1, ... of the split. Of part of a split, positions are tokens. Sums go by position, so the order is part of

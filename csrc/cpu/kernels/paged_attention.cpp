@@ -102,8 +102,8 @@ class Attention {
   int q_head(int row) const {
     return (task_.kv_head + row / task_.num_rows) * group_ + (task_.first_row + row % task_.num_rows) % group_;
   }
-  int64_t row_bytes(const KvPages& kv) const {
-    return kv.dtype == DType::kI4 ? p_.head_dim / 2 : p_.head_dim * element_bytes(kv.dtype);
+  int row_bytes(const KvPages& kv) const {
+    return kv.dtype == DType::kI4 ? p_.head_dim / 2 : p_.head_dim * static_cast<int>(element_bytes(kv.dtype));
   }
   // Where positions that are read for all rows before the next end: never between a pair.
   static int run_end(int t, int end) { return smaller((t / kDirectTokens + 1) * kDirectTokens, end); }
@@ -154,18 +154,21 @@ class Attention {
   Rows keys(const TokenList& list) const { return rows_of(p_.k, list.keys, head_); }
   Rows values(const TokenList& list) const { return rows_of(p_.v, list.values, head_); }
 
-  // A task reads keys and values of its first head, then of the next, split by split.
-  const KvPages& kv_of(int stretch) const { return stretch % 2 == 0 ? p_.k : p_.v; }
-  int num_stretches() const { return 2 * task_.num_heads * (task_.splits.end - task_.splits.begin); }
+  // A task reads keys and values of its first head, then of the next, split by split: a stretch each.
+  int split_stretches() const { return 2 * task_.num_heads; }
+  int num_stretches() const { return split_stretches() * (task_.splits.end - task_.splits.begin); }
+  int split_of(int stretch) const { return task_.splits.begin + stretch / split_stretches(); }
+  const TokenList& list_of(int stretch) const { return x_.lists[split_of(stretch) % 2]; }
+  static bool of_keys(int stretch) { return stretch % 2 == 0; }
+  const KvPages& kv_of(int stretch) const { return of_keys(stretch) ? p_.k : p_.v; }
 
   // Appends the pieces of a stretch's rows to those to fetch; lists its split first, if it is a split's first.
   void fetch_stretch(int stretch) {
-    const int in_split = stretch % (2 * task_.num_heads), split = task_.splits.begin + stretch / (2 * task_.num_heads);
-    if (in_split == 0) list_split(split);
-    const TokenList& list = x_.lists[split % 2];
+    if (stretch % split_stretches() == 0) list_split(split_of(stretch));
+    const TokenList& list = list_of(stretch);
     const KvPages& kv = kv_of(stretch);
-    const Rows rows = rows_of(kv, in_split % 2 == 0 ? list.keys : list.values, in_split / 2);
-    num_pieces_ += list_pieces(rows, list.count(), static_cast<int>(row_bytes(kv)), x_.pieces + kAgain + num_pieces_);
+    const Rows rows = rows_of(kv, of_keys(stretch) ? list.keys : list.values, stretch / 2 % task_.num_heads);
+    num_pieces_ += list_pieces(rows, list.count(), row_bytes(kv), x_.pieces + kAgain + num_pieces_);
   }
 
   // What to fetch while the next stretch is read: the one behind it, and of a task's first what is not read at once.
@@ -180,12 +183,11 @@ class Attention {
       memmove(x_.pieces, x_.pieces + num_pieces_, kAgain * sizeof(const char*));
       num_pieces_ = 0;
     }
-    const int in_split = stretch % (2 * task_.num_heads), split = task_.splits.begin + stretch / (2 * task_.num_heads);
-    const int count = x_.lists[split % 2].count();
-    if (stretch + 1 < num_stretches()) fetch_stretch(stretch + 1);
+    const int count = list_of(stretch).count();
     int64_t read = count * row_bytes(kv_of(stretch));
-    if (in_split % 2 == 0) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
-    return {x_.pieces, num_pieces_, static_cast<int>(row_bytes(kv_of(stretch + 1))), read};
+    if (of_keys(stretch)) read += ceil_div(count, kLanes) * task_.num_rows * kWeightsBytes;
+    if (stretch + 1 < num_stretches()) fetch_stretch(stretch + 1);
+    return {x_.pieces, num_pieces_, row_bytes(kv_of(stretch + 1)), read};
   }
 
   void gather_scales(const KvPages& kv, const int64_t* offsets, const TokenList& list, float factor, float* out) const {
