@@ -15,7 +15,7 @@ from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.simulate.cost import StepLaw
 
-ALIKE = 64  # steps that one is drawn from, at most: the nearest in cost, within half and twice of it
+ALIKE = 64  # steps that one is drawn from: the nearest in cost, within half and twice of it, and all of the same cost
 _WORD = (1 << 64) - 1
 
 
@@ -43,11 +43,12 @@ class Jittered:
     def ms(self, shape: StepShape) -> float:
         """Of a step, O(log(measured steps))."""
         expected, known = self._cost.ms(shape), self._expected
-        place = min(bisect_left(known, expected), len(known) - 1)
+        low, high = bisect_left(known, expected), bisect_right(known, expected)
+        middle = (low + high) // 2
         least, most = bisect_left(known, expected / 2), bisect_right(known, 2 * expected)
-        first, end = max(place - ALIKE // 2, least, 0), min(place + ALIKE // 2, most)
+        first, end = max(min(low, middle - ALIKE // 2), least), min(max(high, middle + ALIKE // 2), most)
         if first >= end:  # nothing like it was measured
-            return expected * self._ratios[place]
+            return expected * self._ratios[min(low, len(known) - 1)]
         return expected * self._ratios[first + _mixed(self._seed, shape) % (end - first)]
 
 

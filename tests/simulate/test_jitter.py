@@ -41,6 +41,13 @@ def test_scatter_is_that_of_steps_of_about_the_same_cost():
     assert {round(law.ms(shape) / COST.ms(shape), 1) for shape in shapes(1, 50)} == {1.0, 2.0}
 
 
+def test_of_steps_of_one_cost_all_are_drawn_from():
+    flat = StepCurve([(1, 5.0), (256, 130.0)])  # of any context, so that a slow beginning stands in front of its like
+    steps = [(StepShape(1, 1, n, 0), 10.0 if n < 200 else 5.0) for n in range(1000)]
+    law = Jittered(flat, steps)
+    assert statistics.fmean(law.ms(shape) for shape in shapes(1)) == pytest.approx(6.0, rel=0.05)
+
+
 def test_a_step_takes_what_it_took_before_and_another_seed_draws_otherwise():
     steps = measured(lambda clock: clock.lognormvariate(0.0, 0.3))
     law, other = Jittered(COST, steps), Jittered(COST, steps, seed=1)
