@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -101,10 +100,15 @@ class Phase:
 
     def rate(self, window_s: float = 2.0) -> float:
         """Output tokens a second over the last `window_s` seconds, as of the latest sample."""
-        now = self.samples[-1].t_s if self.samples else 0.0
-        since = max(0.0, now - window_s)
+        latest = self.samples[-1].t_s if self.samples else 0.0
+        since = max(0.0, latest - window_s)
         recent = sum(n for answer in self.answers for t, n in reversed_until(answer.arrivals, since))
-        return recent / (now - since) if now > since else 0.0
+        return recent / (latest - since) if latest > since else 0.0
+
+
+def now() -> float:
+    """Seconds, as the running event loop counts them."""
+    return asyncio.get_running_loop().time()
 
 
 def reversed_until(arrivals: list[tuple[float, int]], since: float) -> list[tuple[float, int]]:
@@ -132,7 +136,7 @@ async def run_phase(
         params: SamplingParams of all.
         changed: called after each delta.
     """
-    began = time.perf_counter()
+    began = now()
     before = engine.stats()
     phase.num_pages = before.num_pages
     async with watching(engine, began, phase.samples.append):
@@ -158,19 +162,19 @@ async def timed(
     """The deltas of an answer, each with the second since `began` at which it came."""
     async with aclosing(engine.generate(prompt, params, id=id)) as deltas:
         async for delta in deltas:
-            yield time.perf_counter() - began, delta
+            yield now() - began, delta
 
 
 async def _ask(
     engine: Engine, answer: Answer, prompt: Sequence[int], params: Any, began: float, changed: Callable[[], None]
 ) -> None:
-    answer.asked_s = time.perf_counter() - began
+    answer.asked_s = now() - began
     async with aclosing(timed(engine, prompt, params, began)) as deltas:
-        async for now, delta in deltas:
+        async for t, delta in deltas:
             if delta.token_ids:
-                answer.first_s = now if answer.first_s is None else answer.first_s
-                answer.last_s = now
-                answer.arrivals.append((now, len(delta.token_ids)))
+                answer.first_s = t if answer.first_s is None else answer.first_s
+                answer.last_s = t
+                answer.arrivals.append((t, len(delta.token_ids)))
                 answer.token_ids += delta.token_ids
             answer.text += delta.text
             if delta.finish_reason is not None:
@@ -187,8 +191,8 @@ async def watching(engine: Engine, began: float, note: Callable[[Sample], object
 
     async def watch() -> None:
         while True:
-            now = engine.stats()
-            note(Sample(time.perf_counter() - began, now.running, now.waiting, now.pages_in_use))
+            stats = engine.stats()
+            note(Sample(now() - began, stats.running, stats.waiting, stats.pages_in_use))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     watcher = asyncio.create_task(watch())

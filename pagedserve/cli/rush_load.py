@@ -6,14 +6,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pagedserve.cli.measure import Engine, Sample, timed, watching
+from pagedserve.cli.measure import Engine, Sample, now, timed, watching
 from pagedserve.errors import InvalidInput, PagedServeError, RequestRejected
 from pagedserve.simulate.calibrate import fit, jittered, read_steps
 from pagedserve.simulate.oracle import compare
@@ -121,7 +120,7 @@ async def capacity(
     The rate between the end of a quarter of n requests and of three quarters, all sent at once.
     """
     calls = [Call(i, prompts[i % len(prompts)], 40, 0.0) for i in range(n)]
-    began = time.perf_counter()
+    began = now()
     await asyncio.gather(*(ask(engine, call, make_params(call), began) for call in calls))
     ends = sorted(call.last_s or 0.0 for call in calls)
     span = ends[3 * n // 4] - ends[n // 4]
@@ -138,7 +137,7 @@ async def run_rush(
         drain_s: so long after the last arrival, who has no answer yet is cut off.
         changed: called when something happened.
     """
-    began = time.perf_counter()
+    began = now()
     tasks: set[asyncio.Task[None]] = set()
 
     def note(sample: Sample) -> None:
@@ -149,10 +148,10 @@ async def run_rush(
     async with watching(engine, began, note):
         try:
             for call in list(rush.calls):
-                await asyncio.sleep(max(0.0, began + call.due_s - time.perf_counter()))
+                await asyncio.sleep(max(0.0, began + call.due_s - now()))
                 tasks.add(asyncio.create_task(_visit(engine, rush, call, make_params, began)))
             end_s = rush.profile.duration_s + drain_s
-            _, late = await asyncio.wait(tasks, timeout=max(0.0, began + end_s - time.perf_counter()))
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, began + end_s - now()))
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -173,7 +172,7 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
         await ask(engine, call, make_params(call), began)
         if call.retry_after_s is None or call.attempt >= rush.returns:
             return
-        due_s = time.perf_counter() - began + call.retry_after_s
+        due_s = now() - began + call.retry_after_s
         if due_s > rush.profile.duration_s:
             return  # the evening is over
         call = replace(
@@ -187,7 +186,7 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
             first_s=None,
             last_s=None,
         )
-        await asyncio.sleep(max(0.0, began + due_s - time.perf_counter()))
+        await asyncio.sleep(max(0.0, began + due_s - now()))
         rush.calls.append(call)
 
 
@@ -197,10 +196,10 @@ async def ask(
     """Send a call, and note when what came. heard: told of the call after each delta."""
     try:
         async with aclosing(timed(engine, call.prompt, params, began, f"call-{call.number}")) as deltas:
-            async for now, delta in deltas:
+            async for t, delta in deltas:
                 if delta.token_ids:
-                    call.first_s = now if call.first_s is None else call.first_s
-                    call.last_s = now
+                    call.first_s = t if call.first_s is None else call.first_s
+                    call.last_s = t
                     call.token_ids += delta.token_ids
                 call.end = delta.finish_reason or call.end
                 inside = delta.metrics

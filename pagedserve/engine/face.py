@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
@@ -87,6 +88,7 @@ class Face:
         seed: of requests that have none.
         event_log: a file for everything the scheduler is told; pagedserve replay reads it.
         observer: told of what happens; metrics.EngineMetrics counts it for Prometheus.
+        clock: seconds, from any thread, never backwards; deadlines, metrics and the event log go by it.
         progress: called with (bytes read, bytes in all) while the model loads.
 
     Attributes:
@@ -120,6 +122,7 @@ class Face:
         seed: int = 0,
         event_log: str | PathLike[str] | None = None,
         observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if type(seed) is not int:
@@ -151,7 +154,7 @@ class Face:
             event_log=event_log,
         )
         close_log = event_log_file.close if event_log_file is not None else None
-        core = EngineCore(scheduler, runner, on_end=close_log, observer=observer)
+        core = EngineCore(scheduler, runner, clock=clock, on_end=close_log, observer=observer)
         tokenizer = loaded.tokenizer
         door = Door(
             tokenizer,
