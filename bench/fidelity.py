@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator beside the real engine: the same requests at the same times through both, and how far apart they are.
 
-Step costs are fitted to calibrations before, between and after the runs of a workload, never to the workload itself. A
-machine's speed drifts by more within a minute than a simulator should err, so runs are repeated and medians compared.
+Step costs are fitted to calibrations that take turns with the runs of a workload, never to the workload itself. Runs of
+the same arrivals differ by more than a simulator should err, so they are repeated and medians compared.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -34,15 +34,17 @@ from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
 DRAWS = 16
+RESAMPLED = 200
+Runs = TypeVar("Runs", bound=tuple[Run, ...])
 COLUMNS = {
     "workload": "workload",
     "metric": "metric",
     "real": "real",
     "simulated": "simulated",
     "error_percent": "error %",
+    "unsure_percent": "+- %",
     "runs_off_percent": "real runs off %",
     "worst_run_percent": "the worst %",
-    "paced_error_percent": "at their pace %",
     "self_error_percent": "fitted on itself %",
     "machine_off_percent": "machine +- %",
     "others_percent": "others %",
@@ -50,13 +52,15 @@ COLUMNS = {
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
 Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its median over the
-runs, and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; cost,
-scatter and what passes between caller and engine are taken from calibrations before, between and after the runs.
-real runs off: how far a real run is from their median, the typical one and the worst: what nobody can know of a single
-run. at their pace: the error, were the machine as fast in calibrations as it was, on the whole, in each of the runs.
-fitted on itself: costs fitted to the workload's own steps; what error is left is not the cost's. machine: by how much
-calibrations differed in speed, half of the range. others: had so much of the processors in the run they had most
-of; where that was more than 2 %, the run did not count and was made again."""
+runs, and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; +-:
+its standard deviation, had other runs of the same kind been made (bootstrap). With each run an engine of its own
+computes a calibration: other prompts, in climbs to batches of all sizes. The two take turns of half a second, the
+other's clock standing still, so that both have the machine at one pace. Cost, scatter and what passes between caller
+and engine are taken from all calibrations, and each run's pace from its own. real runs off: how far a real run is from
+their median, the typical one and the worst: what nobody can know of a single run. fitted on itself: costs fitted to the
+runs' own steps; what error is left is not the cost's. machine: by how much calibrations differed in pace, half of the
+range. others: had so much of the processors in the run they had most of; where that was more than 2 %, the run did not
+count and was made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,9 @@ WORKLOADS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a GGUF file, or a packaged model's name")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, each workload (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals, each workload (default: %(default)s)")
     parser.add_argument("--workload", choices=["all", *(one.name for one in WORKLOADS)], default="all")
-    parser.add_argument("--runs", type=int, default=4, help="of each workload (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=6, help="of each workload (default: %(default)s)")
     parser.add_argument("--capacity", type=float, help="requests/s that loads are shares of (default: measured)")
     again = "of a run at most, while other programs disturb it (default: %(default)s)"
     parser.add_argument("--tries", type=int, default=5, help=again)
@@ -138,31 +142,34 @@ def figures(results: Results, around_s: float = 0.0) -> dict[str, float]:
 
 def compared(
     workload: str,
-    real: Sequence[Results],
-    guessed: Sequence[Results],
-    paced: Sequence[Results],
-    own: Sequence[Results],
-    around_s: float,
+    real: Sequence[Mapping[str, float]],
+    guessed: Sequence[Sequence[Mapping[str, float]]],
+    own: Sequence[Sequence[Mapping[str, float]]],
 ) -> list[dict[str, Any]]:
-    """A row for each figure, the median over runs. around_s: what calibrations say that passes outside the engine."""
-    runs = [figures(results) for results in real]
-    simulations = [[figures(results, around_s) for results in each] for each in (guessed, paced, own)]
+    """A row for each figure: of each run, of simulations at its pace, and of such on its own steps."""
+    clock = random.Random(0)
+    resampled = [clock.choices(range(len(real)), k=len(real)) for _ in range(RESAMPLED)]
     rows = []
-    for metric in runs[0]:
-        values = [run[metric] for run in runs]
+    for metric in real[0]:
+        values = [figure[metric] for figure in real]
+        guesses, best = ([[figure[metric] for figure in run] for run in of] for of in (guessed, own))
+
+        def error(of: list[list[float]], runs: Iterable[int] = range(len(real)), values: list[float] = values) -> float:
+            of_these = [value for run in runs for value in of[run]]
+            return 100 * (statistics.median(of_these) / statistics.median(values[run] for run in runs) - 1)
+
         truth = statistics.median(values)
-        guess, at_pace, best = (statistics.median(each[metric] for each in of) for of in simulations)
         rows.append(
             {
                 "bench": "fidelity",
                 "workload": workload,
                 "metric": metric,
                 "real": truth,
-                "simulated": guess,
-                "error_percent": 100 * (guess / truth - 1),
-                "paced_error_percent": 100 * (at_pace / truth - 1),
-                "self_error_percent": 100 * (best / truth - 1),
-                "runs": len(runs),
+                "simulated": truth * (1 + error(guesses) / 100),
+                "error_percent": error(guesses),
+                "unsure_percent": statistics.pstdev(error(guesses, runs) for runs in resampled),
+                "self_error_percent": error(best),
+                "runs": len(real),
                 "runs_off_percent": 100 * statistics.median(abs(value / truth - 1) for value in values),
                 "worst_run_percent": 100 * max((value / truth - 1 for value in values), key=abs),
             }
@@ -189,16 +196,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - began:6.1f} s  {text}", highlight=False)
 
-    rows: list[dict[str, Any]] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for made in measure(Real(load_model(args.model), Path(folder)), args, say):
-                rows += made
-                for row in made if not args.no_save else ():
-                    sheet.add(row)
+            rows = measure(Real(load_model(args.model), Path(folder)), args, say)
     except PagedServeError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         return 2
+    for row in rows if not args.no_save else ():
+        sheet.add(row)
     report.show(rows, COLUMNS, title="Simulated against real", console=console)
     console.print(DEFINITIONS, highlight=False)
     for file in sheet.files:
@@ -206,38 +211,49 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each workload: calibrations and runs in turn."""
+def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The rows of each workload: runs of all in turn, each of them in turns with a calibration."""
     real.calibrate(args.seed, [2])  # the first run touches memory, and is not counted
-    say("calibrating")
-    first = undisturbed(partial(real.calibrate, args.seed), args.tries)
-    capacity = args.capacity or capacity_of(first.config, fit(first.steps).cost)
+    capacity = args.capacity
+    if capacity is None:
+        say("calibrating")
+        (alone,) = undisturbed(partial(real.calibrate, args.seed), args.tries)
+        capacity = capacity_of(alone.config, fit(alone.steps).cost)
+    loads = []
     for index, workload in enumerate(WORKLOADS):
-        if args.workload not in ("all", workload.name):
-            continue
-        profile, calls = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, args.seed + index)
-        calibrations, runs = [first], list[Run]()
-        for number in range(args.runs):
-            say(f"{workload.name}: {len(calls)} requests, capacity {capacity:.3g} requests/s")
-            runs.append(undisturbed(partial(real.load, profile, calls), args.tries))
-            say("calibrating")
-            seed = args.seed + 100 * (index + 1) + number
-            calibrations.append(undisturbed(partial(real.calibrate, seed), args.tries))
-        first = calibrations[-1]
-        around_s = statistics.fmean(run.around_s for run in calibrations)
-        paces = paces_of(calibrations, calibrations)
-        guessed, own = draws(calibrations, calls), draws(runs, calls)
-        paced = draws(calibrations, calls, paces_of(runs, calibrations))
-        rows = compared(workload.name, [run.results for run in runs if run.results], guessed, paced, own, around_s)
-        machine = {
-            "machine_off_percent": 100 * (max(paces) - min(paces)) / 2,
-            "others_percent": 100 * max(run.others_share for run in calibrations + runs),
-            "capacity_per_s": capacity,
-        }
-        yield [row | machine for row in rows]
+        if args.workload in ("all", workload.name):
+            arrivals = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, args.seed + index)
+            loads.append((workload.name, *arrivals, list[tuple[Run, Run]]()))
+            say(f"{workload.name}: {len(arrivals[1])} requests, of a capacity of {capacity:.3g} a second")
+    for number in range(args.runs):
+        for name, profile, calls, pairs in loads:
+            say(f"run {number + 1} of {args.runs}, {name}, in turns with a calibration")
+            seed = args.seed + 1 + 100 * (len(loads) * number + len(pairs))
+            pairs.append(undisturbed(partial(real.load, profile, calls, seed), args.tries))
+    say("simulating")
+    calibrations = [calibration for *_, pairs in loads for _, calibration in pairs]
+    rows = [row for name, _, calls, pairs in loads for row in rows_of(name, pairs, calls, calibrations)]
+    return [row | {"capacity_per_s": capacity} for row in rows]
 
 
-def undisturbed(run: Callable[[], Run], tries: int) -> Run:
+def rows_of(
+    workload: str, pairs: Sequence[tuple[Run, Run]], calls: Sequence[Call], calibrations: Sequence[Run]
+) -> list[dict[str, Any]]:
+    """Rows for runs, each with the calibration that took turns with it, among all calibrations."""
+    config, around_s = calibrations[0].config, statistics.fmean(run.around_s for run in calibrations)
+    paces = paces_of([calibration for _, calibration in pairs], calibrations)
+    level = levelled(calibrations)
+    real = [figures(run.results) for run, _ in pairs if run.results]
+    guessed = [[figures(drawn, around_s) for drawn in draws(config, level, calls, pace)] for pace in paces]
+    own = [[figures(drawn, around_s) for drawn in draws(config, run.steps, calls)] for run, _ in pairs]
+    machine = {
+        "machine_off_percent": 100 * (max(paces) - min(paces)) / 2,
+        "others_percent": 100 * max(run.others_share for run, _ in pairs),
+    }
+    return [row | machine for row in compared(workload, real, guessed, own)]
+
+
+def undisturbed(run: Callable[[], Runs], tries: int) -> Runs:
     """The first of so many tries of which others had little; what came out has no say in whether it counts.
 
     Raises:
@@ -246,29 +262,38 @@ def undisturbed(run: Callable[[], Run], tries: int) -> Run:
     for _ in range(tries):
         await_quiet()
         made = run()
-        if not made.others_share > QUIET:
+        if not made[0].others_share > QUIET:
             return made
     raise PagedServeError(
-        f"other programs had {made.others_share:.0%} of the processors in the last of {tries} runs, and "
+        f"other programs had {made[0].others_share:.0%} of the processors in the last of {tries} runs, and "
         f"{QUIET:.0%} at most is supported: end them, or give more --tries"
     )
 
 
-def draws(runs: Sequence[Run], calls: Sequence[Call], paces: Sequence[float] = (1.0,)) -> list[Results]:
-    """Simulated on the cost of these runs' steps, times each pace, with DRAWS draws of their scatter."""
-    cost = fit(_steps(runs)).cost
-    made = []
-    for pace in paces:
-        steps = [(step.shape, pace * step.period_ms) for step in _steps(runs)]
-        made += [simulated(runs[0].config, Jittered(cost, steps, seed=seed), calls) for seed in range(DRAWS)]
-    return made
+def draws(
+    config: SchedulerConfig, steps: Sequence[MeasuredStep], calls: Sequence[Call], pace: float = 1.0
+) -> list[Results]:
+    """Simulated on the cost of these steps, times a pace, with DRAWS draws of their scatter."""
+    cost, paced = fit(steps).cost, [(step.shape, pace * step.period_ms) for step in steps]
+    return [simulated(config, Jittered(cost, paced, seed=seed), calls) for seed in range(DRAWS)]
 
 
 def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     """How slow the machine was in each run, beside all of base together."""
-    cost = fit(_steps(base)).cost
-    return [sum(s.period_ms for s in run.steps) / sum(cost.ms(s.shape) for s in run.steps) for run in runs]
+    together = [step for run in base for step in run.steps]
+    cost = fit(together).cost
+
+    def pace(steps: Sequence[MeasuredStep]) -> float:
+        return sum(step.period_ms for step in steps) / sum(cost.ms(step.shape) for step in steps)
+
+    return [pace(run.steps) / pace(together) for run in runs]
 
 
-def _steps(runs: Sequence[Run]) -> list[MeasuredStep]:
-    return [step for run in runs for step in run.steps]
+def levelled(runs: Sequence[Run]) -> list[MeasuredStep]:
+    """All steps of these runs, had the machine had the same pace in each."""
+    paces = paces_of(runs, runs)
+    return [
+        replace(step, period_ms=step.period_ms / pace)
+        for run, pace in zip(runs, paces, strict=True)
+        for step in run.steps
+    ]
