@@ -2,7 +2,7 @@
 """The simulator beside the real engine: the same requests at the same times through both, and how far apart they are.
 
 Step costs are fitted to calibrations that take turns with the runs of a workload, never to the workload itself. Runs of
-the same arrivals differ by more than a simulator should err, so they are repeated and medians compared.
+the same arrivals differ by more than a simulator should err, so they are repeated and means compared.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ COLUMNS = {
 }
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
-Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its median over the
-runs, and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; +-:
-its standard deviation, had other runs of the same kind been made (bootstrap). With each run an engine of its own
-computes a calibration: other prompts, in climbs to batches of all sizes. The two take turns of half a second, the
+Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its mean over the runs,
+and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; +-: its
+standard deviation, had other runs of the same kind been made (bootstrap). With each run an engine of its own
+computes a calibration: other prompts, in climbs to batches of all sizes. The two take turns of a step or a few, the
 other's clock standing still, so that both have the machine at one pace. Cost, scatter and what passes between caller
 and engine are taken from all calibrations, and each run's pace from its own. real runs off: how far a real run is from
-their median, the typical one and the worst: what nobody can know of a single run. fitted on itself: costs fitted to the
+their mean, the typical one and the worst: what nobody can know of a single run. fitted on itself: costs fitted to the
 runs' own steps; what error is left is not the cost's. machine: by how much calibrations differed in pace, half of the
 range. others: had so much of the processors in the run they had most of; where that was more than 2 %, the run did not
 count and was made again."""
@@ -156,9 +156,9 @@ def compared(
 
         def error(of: list[list[float]], runs: Iterable[int] = range(len(real)), values: list[float] = values) -> float:
             of_these = [value for run in runs for value in of[run]]
-            return 100 * (statistics.median(of_these) / statistics.median(values[run] for run in runs) - 1)
+            return 100 * (statistics.fmean(of_these) / statistics.fmean(values[run] for run in runs) - 1)
 
-        truth = statistics.median(values)
+        truth = statistics.fmean(values)
         rows.append(
             {
                 "bench": "fidelity",
@@ -240,7 +240,8 @@ def rows_of(
     workload: str, pairs: Sequence[tuple[Run, Run]], calls: Sequence[Call], calibrations: Sequence[Run]
 ) -> list[dict[str, Any]]:
     """Rows for runs, each with the calibration that took turns with it, among all calibrations."""
-    config, around_s = calibrations[0].config, statistics.fmean(run.around_s for run in calibrations)
+    config = calibrations[0].config
+    around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
     paces = paces_of([calibration for _, calibration in pairs], calibrations)
     level = levelled(calibrations)
     real = [figures(run.results) for run, _ in pairs if run.results]

@@ -2,8 +2,8 @@
 """What fidelity measures on the real engine: calibrations and workloads, each on an engine of its own that has answered
 a first request; and how much of the machine other programs had meanwhile.
 
-A machine's pace changes within seconds, by more than a simulator should err. So a calibration takes turns with each run
-of a workload, half a second about, while the other's clock stands: what the one had of the machine, the other had too.
+A machine's pace changes within a second, by more than a simulator should err. So a calibration takes turns with each
+run of a workload, step by step, the other's clock standing still: what the one had of the machine, the other had too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Run:
     """What one engine did.
 
     Attributes:
-        around_s: mean of what a request spent outside the engine, before its first token was heard of.
+        around_s: mean of what a request spent outside the engine, before its first token was heard of; NaN: none ended.
         results: of a workload; None of a calibration.
         others_share: of the machine's processor time, what other programs had; NaN where nobody counts it.
     """
@@ -62,10 +62,10 @@ def climbs(vocab_size: int, seed: int, tops: Sequence[int] = TOPS) -> list[list[
     """
     clock, number, made = random.Random(seed), 0, []
     for top in clock.sample(tops, len(tops)):
-        lead = 4 + 60 // top
+        lead = 6 + 90 // top
         climb = []
         for place in range(top):
-            length = round(math.exp(clock.uniform(math.log(SHORTEST), math.log(LONGEST))))
+            length = round(math.exp(clock.triangular(math.log(SHORTEST), math.log(LONGEST))))
             prompt = [clock.randrange(1, vocab_size) for _ in range(length)]
             climb.append((Call(number, prompt, lead * (top - place) + clock.randrange(lead * top), 0.0), lead))
             number += 1
@@ -126,7 +126,7 @@ class Real:
     def _read(self, made: _Made, others_share: float) -> Run:
         config, steps = read_steps(made.log)
         around = [call.around_s for call in made.answered if call.around_s is not None]
-        around_s = sum(around) / len(around) if around else 0.0
+        around_s = sum(around) / len(around) if around else math.nan
         return Run(config, [step for step in steps if step.t >= made.began_s], around_s, None, others_share)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pagedserve.engine.observer import Unobserved
 
-SLICE_S = 0.5  # of a turn; it ends with the step that is computed then
+SLICE_S = 0.05  # of a turn, which ends with the step that is computed then
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -55,13 +55,19 @@ class Side(Unobserved, Generic[T]):
 
     def __init__(self, body: Callable[[Side[T]], Coroutine[Any, Any, T]]) -> None:
         self.clock = Clock()
+        self.clock.stop()
         self._body = body
         self._loop: _Loop | None = None
         self._task: asyncio.Task[T] | None = None
+        self._began_s = self.clock()
         self._asked = False  # to park at the end of this step
         self._cancelled = False
         self._stands = threading.Event()  # parked, or over
         self._turn = threading.Event()
+
+    def used_s(self) -> float:
+        """Seconds of its own, so far."""
+        return self.clock() - self._began_s
 
     def stepped(self, num_tokens: int, seconds: float) -> None:
         """In the engine's thread, behind each step: who is asked to stands here, and its event loop as well."""
@@ -72,10 +78,12 @@ class Side(Unobserved, Generic[T]):
             self._loop.call_soon_threadsafe(self._turn.wait)
             self._stands.set()
             self._turn.wait()
+            self.clock.go()
 
     def run(self) -> T:
         """The body, to its end; in a thread of its own."""
         self._loop = _Loop(self.clock)
+        self.clock.go()
         try:
             self._task = self._loop.create_task(self._body(self))
             if self._cancelled:
@@ -84,6 +92,7 @@ class Side(Unobserved, Generic[T]):
         finally:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
+            self.clock.stop()
             self._stands.set()
 
     def park(self) -> None:
@@ -95,7 +104,6 @@ class Side(Unobserved, Generic[T]):
         """Let it go on."""
         self._asked = False
         self._stands.clear()
-        self.clock.go()
         self._turn.set()
 
     def cancel(self) -> None:
@@ -113,22 +121,27 @@ def in_turns(
     beside: Callable[[Side[U]], Coroutine[Any, Any, U]],
     slice_s: float = SLICE_S,
 ) -> tuple[T, U]:
-    """What main returns, and what beside does that is cancelled when main is over, or ends before that."""
+    """What main returns, and what beside does that is cancelled when main is over, or ends before that.
+
+    The turn is that of the side which had less time until now.
+    """
     first, second = Side(main), Side(beside)
     futures: dict[Side[Any], Future[Any]] = {}
     with ThreadPoolExecutor(2, thread_name_prefix="turns") as pool:
         try:
             while first not in futures or not futures[first].done():
-                for side in (first, second):
-                    if side not in futures:
-                        futures[side] = pool.submit(side.run)
-                    elif futures[side].done():
-                        futures[side].result()  # raises what ended it, if anything did
-                        continue
-                    else:
-                        side.resume()
-                    wait([futures[side]], timeout=slice_s)
-                    side.park()
+                going: list[Side[Any]] = [
+                    side for side in (first, second) if side not in futures or not futures[side].done()
+                ]
+                side = min(going, key=Side.used_s)
+                if side in futures:
+                    side.resume()
+                else:
+                    futures[side] = pool.submit(side.run)
+                wait([futures[side]], timeout=slice_s)
+                side.park()
+                if futures[side].done():
+                    futures[side].result()  # raises what ended it, if anything did
         finally:
             for side in futures:
                 side.cancel()
