@@ -29,11 +29,12 @@ from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.simulate.calibrate import MeasuredStep, fit
 from pagedserve.simulate.cluster import simulate
 from pagedserve.simulate.cost import StepLaw
-from pagedserve.simulate.jitter import Jittered
+from pagedserve.simulate.pace import Paced
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
 DRAWS = 16
+NEARBY_S = tuple((place + 0.5) / 8 - 1 for place in range(DRAWS))  # within a second, in which a machine's mood lasts
 RESAMPLED = 200
 Runs = TypeVar("Runs", bound=tuple[Run, ...])
 COLUMNS = {
@@ -51,16 +52,16 @@ COLUMNS = {
 }
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
-Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its mean over the runs,
-and over as many draws of the steps' scatter as are made where it is simulated. error: simulated / real - 1; +-: its
-standard deviation, had other runs of the same kind been made (bootstrap). With each run an engine of its own
-computes a calibration: other prompts, in climbs to batches of all sizes. The two take turns of a step or a few, the
-other's clock standing still, so that both have the machine at one pace. Cost, scatter and what passes between caller
-and engine are taken from all calibrations, and each run's pace from its own. real runs off: how far a real run is from
-their mean, the typical one and the worst: what nobody can know of a single run. fitted on itself: costs fitted to the
-runs' own steps; what error is left is not the cost's. machine: by how much calibrations differed in pace, half of the
-range. others: had so much of the processors in the run they had most of; where that was more than 2 %, the run did not
-count and was made again."""
+Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its mean over the runs.
+With each run an engine of its own computes a calibration: other prompts, in climbs to batches of all sizes. The two
+take turns of a step or a few, the other's clock standing still, so that both have the machine at one pace. Cost, and
+what passes between caller and engine, are taken from all calibrations, and the machine's pace, second by second, from
+the one that took turns with the run: a run is simulated 16 times, begun within a second of when it began. error:
+simulated / real - 1; +-: its standard deviation, had other runs of the same kind been made (bootstrap). real runs off:
+how far a real run is from their mean, the typical one and the worst: what nobody can know of a single run. fitted on
+itself: on the cost and the paces of the run's own steps, begun at 16 of its moments; what error is left is not the
+cost's. machine: by how much calibrations differed in pace, half of the range. others: had so much of the processors in
+the run they had most of; where that was more than 2 %, the run did not count and was made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +241,18 @@ def rows_of(
     workload: str, pairs: Sequence[tuple[Run, Run]], calls: Sequence[Call], calibrations: Sequence[Run]
 ) -> list[dict[str, Any]]:
     """Rows for runs, each with the calibration that took turns with it, among all calibrations."""
-    config = calibrations[0].config
     around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
-    paces = paces_of([calibration for _, calibration in pairs], calibrations)
-    level = levelled(calibrations)
+    cost = fit(levelled(calibrations)).cost
+    guessed, own = [], []
+    for run, beside in pairs:
+        meanwhile = [step for step in beside.steps if step.t >= run.began_s]
+        guessed.append([figures(made, around_s) for made in draws(run.config, cost, meanwhile, NEARBY_S, calls)])
+        anywhere = [place / DRAWS * sum(step.period_ms for step in run.steps) / 1e3 for place in range(DRAWS)]
+        own.append(
+            [figures(made, around_s) for made in draws(run.config, fit(run.steps).cost, run.steps, anywhere, calls)]
+        )
     real = [figures(run.results) for run, _ in pairs if run.results]
-    guessed = [[figures(drawn, around_s) for drawn in draws(config, level, calls, pace)] for pace in paces]
-    own = [[figures(drawn, around_s) for drawn in draws(config, run.steps, calls)] for run, _ in pairs]
+    paces = paces_of([beside for _, beside in pairs], calibrations)
     machine = {
         "machine_off_percent": 100 * (max(paces) - min(paces)) / 2,
         "others_percent": 100 * max(run.others_share for run, _ in pairs),
@@ -272,11 +278,15 @@ def undisturbed(run: Callable[[], Runs], tries: int) -> Runs:
 
 
 def draws(
-    config: SchedulerConfig, steps: Sequence[MeasuredStep], calls: Sequence[Call], pace: float = 1.0
+    config: SchedulerConfig,
+    cost: StepLaw,
+    steps: Sequence[MeasuredStep],
+    begins_s: Iterable[float],
+    calls: Sequence[Call],
 ) -> list[Results]:
-    """Simulated on the cost of these steps, times a pace, with DRAWS draws of their scatter."""
-    cost, paced = fit(steps).cost, [(step.shape, pace * step.period_ms) for step in steps]
-    return [simulated(config, Jittered(cost, paced, seed=seed), calls) for seed in range(DRAWS)]
+    """Simulated on a cost, at the paces of these steps, beginning at each of these moments of theirs."""
+    paces = [(step.shape, step.period_ms) for step in steps]
+    return [simulated(config, Paced(cost, paces, begin_s=begin_s), calls) for begin_s in begins_s]
 
 
 def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:

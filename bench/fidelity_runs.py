@@ -41,6 +41,7 @@ class Run:
     """What one engine did.
 
     Attributes:
+        began_s: by its engine's clock, when that had answered the first request. Clocks that take turns go alike.
         around_s: mean of what a request spent outside the engine, before its first token was heard of; NaN: none ended.
         results: of a workload; None of a calibration.
         others_share: of the machine's processor time, what other programs had; NaN where nobody counts it.
@@ -48,6 +49,7 @@ class Run:
 
     config: SchedulerConfig
     steps: list[MeasuredStep]
+    began_s: float
     around_s: float
     results: Results | None
     others_share: float
@@ -127,7 +129,9 @@ class Real:
         config, steps = read_steps(made.log)
         around = [call.around_s for call in made.answered if call.around_s is not None]
         around_s = sum(around) / len(around) if around else math.nan
-        return Run(config, [step for step in steps if step.t >= made.began_s], around_s, None, others_share)
+        return Run(
+            config, [step for step in steps if step.t >= made.began_s], made.began_s, around_s, None, others_share
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pagedserve.cli.measure import Engine, Sample, now, timed, watching
 from pagedserve.errors import InvalidInput, PagedServeError, RequestRejected
-from pagedserve.simulate.calibrate import fit, jittered, read_steps
+from pagedserve.simulate.calibrate import fit, paced, read_steps
 from pagedserve.simulate.oracle import compare
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import RateProfile, Request, Slo, lognormal
@@ -216,7 +216,7 @@ def oracle_share(rush: Rush, log: Path) -> float:
     """What an oracle would have kept of a phase's arrivals, simulated on the steps of its own log; NaN without such."""
     try:
         config, steps = read_steps(log)
-        cost = jittered(fit(steps), steps)
+        cost = paced(fit(steps), steps)
     except InvalidInput:
         return math.nan
     config = replace(config, prefix_cache=False)  # each call has a salt of its own, though prompts are alike

@@ -3,7 +3,7 @@
 
 The log says when each step was planned and when it was done; the scheduler, replaying it, says what was in it. Prices
 are found by least squares of the relative error, each at least 0, and steps that took far longer than their like
-(another program had the processor) count less.
+(another program had the processor) do not count.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pagedserve.scheduling.events import StepDone, StepFailed
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate.cost import StepCurve, hat_weights
 from pagedserve.simulate.hardware import Constant, Machine
-from pagedserve.simulate.jitter import Jittered
+from pagedserve.simulate.pace import Paced
 
 STIFFNESS = 20.0
+HICCUP = 3.0  # times what a step is expected to take, and another program had the processor
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 
 
@@ -108,13 +109,11 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
         extra = [row for row, _ in stiff], [0.0] * len(stiff), [weight for _, weight in stiff]
         prices = _least_squares(rows + extra[0], truth + extra[1], weights + extra[2])
         guesses = [sum(map(float.__mul__, map(float, row), prices)) for row in rows]
-        off = [abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True)]
-        typical = max(sorted(off)[len(off) // 2], 1e-6)
-        # Huber's weights: beyond three times the typical error a step pulls no harder than one at that distance.
-        weights = [min(1.0, (3 * typical / max(o, 1e-12)) ** 0.5) / v for o, v in zip(off, truth, strict=True)]
-    # Relative errors make a fit that is right in the middle. The whole time must be right too, hiccups left out.
+        # Relative to what is expected: relative to what was measured, slow steps would count less than fast ones.
+        weights = [1.0 / guess if guess > value / HICCUP else 0.0 for guess, value in zip(guesses, truth, strict=True)]
+    # The whole time must be right too, hiccups left out.
     guesses = [sum(map(float.__mul__, map(float, row), prices)) for row in rows]
-    alike = [(guess, value) for guess, value in zip(guesses, truth, strict=True) if guess / 3 < value < guess * 3]
+    alike = [(guess, value) for guess, value in zip(guesses, truth, strict=True) if guess > value / HICCUP]
     scale = sum(value for _, value in alike) / sum(guess for guess, _ in alike) if alike else 1.0
     prices = [price * scale for price in prices]
     cost = StepCurve(zip(knots, prices, strict=False), context_ms=prices[-3], pair_ms=prices[-2], seq_ms=prices[-1])
@@ -123,9 +122,9 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
     return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
 
 
-def jittered(fitted: Fit, steps: Iterable[MeasuredStep], *, seed: int = 0) -> Jittered:
-    """The fitted cost with the scatter that the periods of these steps have around it."""
-    return Jittered(fitted.cost, ((step.shape, step.period_ms) for step in steps), seed=seed)
+def paced(fitted: Fit, steps: Iterable[MeasuredStep], *, begin_s: float = 0.0) -> Paced:
+    """The fitted cost at the paces that the periods of these steps had. begin_s: as Paced."""
+    return Paced(fitted.cost, ((step.shape, step.period_ms) for step in steps), begin_s=begin_s)
 
 
 def machine_from_log(path: str | PathLike[str]) -> Machine:
@@ -142,8 +141,8 @@ def machine_from_log(path: str | PathLike[str]) -> Machine:
         Constant(f"pages of {config.page_size} tokens", config.num_pages, "", "measured", f"the log's own: {path}"),
     )
     name = f"the machine of {path}"
-    jitter = jittered(fitted, steps)
-    return Machine(name, cost, config.num_pages, config.page_size, config.max_model_len, constants, jitter)
+    pace = paced(fitted, steps)
+    return Machine(name, cost, config.num_pages, config.page_size, config.max_model_len, constants, pace)
 
 
 def _knots(steps: Sequence[MeasuredStep]) -> list[float]:

@@ -25,13 +25,6 @@ class StepLaw(Protocol):
     def ms(self, shape: StepShape) -> float: ...
 
 
-def decode_ms(law: StepLaw, shape: StepShape, count: int) -> list[float]:
-    """What so many steps take that only decode, one after the other, the first of this shape."""
-    if isinstance(law, StepCurve):
-        return law.decode_ms(shape, count)
-    return [law.ms(shape.later(steps)) for steps in range(count)]
-
-
 class StepCurve:
     """The formula above.
 

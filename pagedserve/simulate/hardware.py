@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pagedserve.errors import InvalidInput
 from pagedserve.simulate.cost import StepCurve, StepLaw
-from pagedserve.simulate.jitter import Jittered
+from pagedserve.simulate.pace import Paced
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Machine:
     """A model on a device: what a step costs, how many pages there are, and where all that is from.
 
     Attributes:
-        jitter: the cost with the scatter of measured steps; None where none were measured.
+        paced: the cost at the paces of measured steps; None where none were measured.
     """
 
     name: str
@@ -117,12 +117,12 @@ class Machine:
     page_size: int
     context_length: int
     constants: tuple[Constant, ...]
-    jitter: Jittered | None = None
+    paced: Paced | None = None
 
     @property
     def law(self) -> StepLaw:
         """What a simulated step takes."""
-        return self.jitter or self.cost
+        return self.paced or self.cost
 
 
 def find_gpu(name: str) -> Gpu:

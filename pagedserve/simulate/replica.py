@@ -18,7 +18,8 @@ from pagedserve.eventlog.watched import OnEvent, watched
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Abort, Arrive, Decision, Expire, Finish, Reject, StepDone, StepPlan
-from pagedserve.simulate.cost import StepLaw, decode_ms
+from pagedserve.simulate.cost import StepLaw
+from pagedserve.simulate.pace import Paced, steps_ms
 from pagedserve.simulate.workload import Request
 
 WORD, STOP = 0, 1  # every token sampled, and the one that ends a request before its max_tokens
@@ -66,7 +67,7 @@ class Replica:
         self.steps = 0
         self.busy = False
         self.end_s = math.inf  # when what it does now will be over
-        self._cost = cost
+        self._cost = cost.elsewhere(number) if isinstance(cost, Paced) else cost
         self._ended = ended
         self._promises = promises
         self._inbox: list[Visit] = []
@@ -128,13 +129,10 @@ class Replica:
         most, until_s = self.scheduler.horizon()
         if self._stops:
             most = min(most, min(self._stops) - self._tick - 1)
-        if most <= 0:
-            ms = self._cost.ms(shape)
-            return [ms], [t + ms / 1e3]
-        steps_ms = decode_ms(self._cost, shape, most + 1)
-        ends_s = list(accumulate([ms / 1e3 for ms in steps_ms], initial=t))[1:]
+        all_ms = steps_ms(self._cost, shape, max(most, 0) + 1, t)
+        ends_s = list(accumulate([ms / 1e3 for ms in all_ms], initial=t))[1:]
         del ends_s[bisect_left(ends_s, until_s) + 1 :]
-        return steps_ms, ends_s
+        return all_ms, ends_s
 
     def _arrive(self, visit: Visit, t: float) -> None:
         request, id = visit.request, visit.id

@@ -16,6 +16,7 @@ from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.simulate.calibrate import MeasuredStep
 from pagedserve.simulate.cost import StepCurve
+from pagedserve.simulate.pace import Paced
 
 CONFIG = SchedulerConfig(num_pages=4096, page_size=16, max_seqs=32, max_step_tokens=256, max_model_len=2048)
 COST = StepCurve([(1, 5.0), (256, 100.0)])
@@ -63,7 +64,7 @@ def test_a_calibration_climbs_to_batches_of_every_size():
 
 def disturbed(*shares):
     left = iter(shares)
-    return lambda: (fidelity_runs.Run(CONFIG, [], 0.0, None, next(left)),)
+    return lambda: (fidelity_runs.Run(CONFIG, [], 0.0, 0.0, None, next(left)),)
 
 
 def test_a_disturbed_run_does_not_count(monkeypatch):
@@ -74,16 +75,20 @@ def test_a_disturbed_run_does_not_count(monkeypatch):
         fidelity.undisturbed(disturbed(0.5, 0.4, 0.0), 2)
 
 
-def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
+def all_shapes():
     clock = random.Random(0)
     drawn = [[clock.randrange(1, most) for most in (257, 32, 9000, 9000)] for _ in range(1000)]
-    shapes = [StepShape(tokens, min(seqs, tokens), context, pairs) for tokens, seqs, context, pairs in drawn]
+    return [StepShape(tokens, min(seqs, tokens), context, pairs) for tokens, seqs, context, pairs in drawn]
+
+
+def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
+    shapes = all_shapes()
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 5.0, 1000, 1)
     pairs = []
     for pace in (0.9, 1.0, 1.2):
         steps = [MeasuredStep(0.0, shape, pace * COST.ms(shape), pace * COST.ms(shape)) for shape in shapes]
         cost = StepCurve([(tokens, pace * ms) for tokens, ms in COST.knots])
-        run = fidelity_runs.Run(CONFIG, steps, 0.0, fidelity.simulated(CONFIG, cost, calls), 0.01)
+        run = fidelity_runs.Run(CONFIG, steps, 0.0, 0.0, fidelity.simulated(CONFIG, cost, calls), 0.01)
         pairs.append((run, dataclasses.replace(run, results=None)))
     calibrations = [calibration for _, calibration in pairs]
     assert fidelity.paces_of(calibrations, calibrations) == pytest.approx([2.7 / 3.1, 3 / 3.1, 3.6 / 3.1], rel=1e-3)
@@ -91,3 +96,22 @@ def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
     assert rows["E2E mean, ms"]["machine_off_percent"] == pytest.approx(100 * 0.15 * 3 / 3.1, rel=1e-3)
     assert max(abs(row["error_percent"]) for row in rows.values()) < 0.5
     assert rows["E2E mean, ms"]["worst_run_percent"] > 10
+
+
+def test_a_slow_spell_is_simulated_when_it_was():
+    """Three seconds in which steps take 2.5 times as long, seen by a run and by the calibration beside it."""
+    _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
+    shapes, pairs = all_shapes(), []
+    for begin in (1.0, 6.0):
+        steps, t = [], 0.0
+        for shape in shapes:
+            ms = COST.ms(shape) * (2.5 if begin <= t < begin + 3.0 else 1.0)
+            steps.append(MeasuredStep(100.0 + t, shape, ms, ms))
+            t += ms / 1e3
+        law = Paced(COST, [(step.shape, step.period_ms) for step in steps])
+        run = fidelity_runs.Run(CONFIG, steps, 100.0, 0.0, fidelity.simulated(CONFIG, law, calls), 0.01)
+        pairs.append((run, dataclasses.replace(run, results=None)))
+    rows = {row["metric"]: row for row in fidelity.rows_of("steady", pairs, calls, [beside for _, beside in pairs])}
+    error, anywhere = (abs(rows["E2E mean, ms"][name]) for name in ("error_percent", "self_error_percent"))
+    assert error < 4
+    assert anywhere > 2 * error  # begun anywhere, another crowd meets the spell

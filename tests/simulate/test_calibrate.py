@@ -12,7 +12,7 @@ from pagedserve.errors import InvalidInput
 from pagedserve.eventlog.codec import encode, encode_header
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.simulate import workload as w
-from pagedserve.simulate.calibrate import fit, machine_from_log, read_steps
+from pagedserve.simulate.calibrate import MeasuredStep, fit, machine_from_log, read_steps
 from pagedserve.simulate.cluster import Cluster, simulate
 from pagedserve.simulate.cost import StepCurve
 
@@ -66,6 +66,21 @@ def test_what_it_was_not_fitted_to_is_predicted(tmp_path, sigma, hiccups):
         guess = simulate(CONFIG, cost, stream(seed, *shape)).summary()
         assert guess.total_s.p50 == pytest.approx(real.total_s.p50, rel=0.05)
         assert guess.ttft_s.p99 == pytest.approx(real.ttft_s.p99, rel=0.10)
+
+
+def test_a_price_is_the_mean_of_what_steps_took_not_what_most_of_them_did():
+    clock = random.Random(4)
+    shapes = [StepShape(n, n, 100 * n, 0) for n in (1, 4, 8)] * 300 + [StepShape(256, 1, 0, 5000)] * 300
+    scatter = {1: 0.5, 4: 0.5, 8: 0.5, 256: 0.05}
+    steps = []
+    for shape in shapes:
+        ms = TRUE.ms(shape) * clock.lognormvariate(0.0, scatter[shape.num_tokens])
+        steps.append(MeasuredStep(0.0, shape, ms, ms))
+    cost = fit(steps).cost
+    for tokens in scatter:
+        these = [step for step in steps if step.shape.num_tokens == tokens]
+        mean = sum(step.period_ms for step in these) / len(these)
+        assert cost.ms(these[0].shape) == pytest.approx(mean, rel=0.04)
 
 
 def test_a_machine_from_a_log_says_that_it_was_measured(tmp_path):

@@ -13,7 +13,8 @@ from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Arrive, StepDone
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate import hardware
-from pagedserve.simulate.cost import StepCurve, decode_ms, hat_weights
+from pagedserve.simulate.cost import StepCurve, hat_weights
+from pagedserve.simulate.pace import steps_ms
 
 
 def test_a_plan_knows_its_shape():
@@ -102,5 +103,5 @@ def test_unknown_names_list_the_known(find, says):
 def test_decodes_one_after_the_other_cost_what_each_costs(num_seqs):
     law = StepCurve([(1, 5.9), (30, 6.3), (400, 31.7)], context_ms=3.3e-5, pair_ms=1e-6, seq_ms=2.7e-3)
     first = StepShape(num_seqs, num_seqs, 777 * num_seqs, 0)
-    assert decode_ms(law, first, 60) == [law.ms(first.later(steps)) for steps in range(60)]
+    assert steps_ms(law, first, 60, 0.0) == [law.ms(first.later(steps)) for steps in range(60)]
     assert first.later(60).context == 837 * num_seqs

@@ -16,19 +16,21 @@ from hypothesis import strategies as st
 from sim_parts import CONFIG, COST, ask, config
 
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.scheduling.cost import StepPrices
+from pagedserve.scheduling.cost import StepPrices, StepShape
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate import workload as w
 from pagedserve.simulate.autoscaling import Autoscaler, seconds_to_drain
 from pagedserve.simulate.balancing import BALANCERS, find_balancer
 from pagedserve.simulate.cluster import Cluster, Scaling, simulate
 from pagedserve.simulate.cost import StepCurve
+from pagedserve.simulate.pace import Paced
 
 BEAT_S = 1 / 128  # so that arrivals, looks, deadlines and ends of steps meet, exactly
 LAWS = (
     StepCurve([(512, BEAT_S * 1e3)]),
     StepCurve([(1, 7.3), (64, 9.1), (512, 40.0)], context_ms=3.1e-3, pair_ms=1e-5, seq_ms=0.07),
     StepPrices(weights_ms=5.0, token_ms=0.1, context_ms=1e-3, seq_ms=0.03),
+    Paced(StepCurve([(1, 7.3), (512, 40.0)]), [(StepShape(1, 1, 0, 0), 5.0 + 3.7 * n % 11) for n in range(50)]),
 )
 seconds = st.one_of(st.none(), st.sampled_from([0.0625, 0.25, 1.0, 5.0]))
 
