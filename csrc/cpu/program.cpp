@@ -94,25 +94,33 @@ void Program::group(const StepCounts& counts) {
 void Program::run(Team& team, const StepCounts& counts) {
   check(inputs_, counts);
   group(counts);
-  team.run([&](Worker& worker) {
-    Worker alone(alone_, 0);
-    int64_t before = profiling_ ? now_ns() : 0;
-    const auto done = [&](Op& op) {
-      if (!profiling_ || worker.rank() != 0) return;
-      const int64_t now = now_ns();
-      op.ns += now - before, op.calls += 1;
-      before = now;
-    };
-    for (const Group& group : groups_) {
-      if (group.alone && worker.rank() == 0) {
-        for (size_t i = group.begin; i + 1 < group.end; ++i) call(ops_[i], alone), done(ops_[i]);
-        call(ops_[group.end - 1], alone);
-      }
-      if (!group.alone) call(ops_[group.begin], worker);
-      worker.barrier();
-      done(ops_[group.end - 1]);
+  // A team that is alone for a few milliseconds is so for a few ops of a long step: it is asked again behind each.
+  for (size_t next = 0; next < groups_.size();) {
+    const size_t end = team.size() > 1 && team.alone() ? next + 1 : groups_.size();
+    team.run([&](Worker& worker) { run_groups(worker, next, end); });
+    next = end;
+  }
+}
+
+void Program::run_groups(Worker& worker, size_t begin, size_t end) {
+  Worker alone(alone_, 0);
+  int64_t before = profiling_ ? now_ns() : 0;
+  const auto done = [&](Op& op) {
+    if (!profiling_ || worker.rank() != 0) return;
+    const int64_t now = now_ns();
+    op.ns += now - before, op.calls += 1;
+    before = now;
+  };
+  for (size_t at = begin; at < end; ++at) {
+    const Group& group = groups_[at];
+    if (group.alone && worker.rank() == 0) {
+      for (size_t i = group.begin; i + 1 < group.end; ++i) call(ops_[i], alone), done(ops_[i]);
+      call(ops_[group.end - 1], alone);
     }
-  });
+    if (!group.alone) call(ops_[group.begin], worker);
+    worker.barrier();
+    done(ops_[group.end - 1]);
+  }
 }
 
 void Program::start_profile() {

@@ -51,6 +51,7 @@ class Program {
   };
 
   void group(const StepCounts& counts);
+  void run_groups(Worker& worker, size_t begin, size_t end);
   void call(Op& op, Worker& worker);
 
   const KernelTable& kernels_;
