@@ -99,8 +99,10 @@ class Builder(InterpreterBuilder):
     create_fp_ext = create_fp_trunc = cast_impl
 
     def create_dot(self, a: TensorHandle, b: TensorHandle, d: TensorHandle, *options: Any) -> TensorHandle:
-        wide = [convert(operand, tl.float32).data for operand in (a, b)]
-        return TensorHandle(np.matmul(*wide, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+        # In float64, where products are exact and the order of a sum leaves no trace in what it is rounded to: BLAS
+        # may add up one row in another order than its neighbour, and does where AVX2 is all there is.
+        wide = [convert(operand, tl.float32).data.astype(np.float64) for operand in (a, b)]
+        return TensorHandle(np.matmul(*wide).astype(d.data.dtype) + d.data, d.dtype.scalar)
 
     # Memory
 
