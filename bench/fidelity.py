@@ -26,10 +26,9 @@ from bench.fidelity_runs import MAX_SEQS, QUIET, Real, Run, await_quiet
 from pagedserve.cli.rush_load import Call
 from pagedserve.errors import PagedServeError
 from pagedserve.scheduling.config import SchedulerConfig
-from pagedserve.simulate.calibrate import MeasuredStep, fit
+from pagedserve.simulate.calibrate import Fit, MeasuredStep, fit, paced
 from pagedserve.simulate.cluster import simulate
 from pagedserve.simulate.cost import StepLaw
-from pagedserve.simulate.pace import Paced
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
@@ -242,15 +241,13 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Rows for runs, each with the calibration that took turns with it, among all calibrations."""
     around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
-    cost = fit(levelled(calibrations)).cost
+    fitted = fit(levelled(calibrations))
     guessed, own = [], []
     for run, beside in pairs:
         meanwhile = [step for step in beside.steps if step.t >= run.began_s]
-        guessed.append([figures(made, around_s) for made in draws(run.config, cost, meanwhile, NEARBY_S, calls)])
+        guessed.append([figures(made, around_s) for made in draws(run.config, fitted, meanwhile, NEARBY_S, calls)])
         anywhere = [place / DRAWS * sum(step.period_ms for step in run.steps) / 1e3 for place in range(DRAWS)]
-        own.append(
-            [figures(made, around_s) for made in draws(run.config, fit(run.steps).cost, run.steps, anywhere, calls)]
-        )
+        own.append([figures(made, around_s) for made in draws(run.config, fit(run.steps), run.steps, anywhere, calls)])
     real = [figures(run.results) for run, _ in pairs if run.results]
     paces = paces_of([beside for _, beside in pairs], calibrations)
     machine = {
@@ -279,14 +276,13 @@ def undisturbed(run: Callable[[], Runs], tries: int) -> Runs:
 
 def draws(
     config: SchedulerConfig,
-    cost: StepLaw,
+    fitted: Fit,
     steps: Sequence[MeasuredStep],
     begins_s: Iterable[float],
     calls: Sequence[Call],
 ) -> list[Results]:
     """Simulated on a cost, at the paces of these steps, beginning at each of these moments of theirs."""
-    paces = [(step.shape, step.period_ms) for step in steps]
-    return [simulated(config, Paced(cost, paces, begin_s=begin_s), calls) for begin_s in begins_s]
+    return [simulated(config, paced(fitted, steps, begin_s=begin_s), calls) for begin_s in begins_s]
 
 
 def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
