@@ -91,6 +91,7 @@ def error_beyond_budget(spec: OpSpec, what: str, got: Tensor, plain: Tensor, ora
     """NaN and infinities first, then |error| against 2 x plain torch's error + rounding."""
     if got.dtype != plain.dtype:
         return f"{what} is {got.dtype} in place of {plain.dtype}"
+    rounding = torch.finfo(plain.dtype).eps / 2 + spec.budget.floor_eps * torch.finfo(torch.float32).eps
     oracle = oracle.to(torch.float64)
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         if not torch.equal(kind(got), kind(oracle)):
@@ -99,14 +100,12 @@ def error_beyond_budget(spec: OpSpec, what: str, got: Tensor, plain: Tensor, ora
     got, plain, oracle = got[finite].double(), plain[finite].double(), oracle[finite]
     if oracle.numel() == 0:
         return None
-    eps = torch.finfo(torch.float32 if plain.dtype == torch.float64 else plain.dtype).eps
     torch_error = float((plain - oracle).abs().max())
     largest = float(oracle.abs().max())
     if what in LSE.get(spec.name, ()):
         largest = max(largest, 1.0)  # a maximum plus a logarithm: their rounding stays where they cancel
-    floor = spec.budget.floor_eps * eps * largest
     error = float((got - oracle).abs().max())
-    budget = spec.budget.times_torch * torch_error + floor
+    budget = spec.budget.times_torch * torch_error + rounding * largest
     if error <= budget:
         return None
     return f"{what}: error {error:.3g}, budget {budget:.3g} (plain torch {torch_error:.3g})"

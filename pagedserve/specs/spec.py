@@ -110,9 +110,11 @@ class ScalarSpec:
 class Budget:
     """How far a backend may be from the float64 reference, elementwise.
 
-    |error| <= `times_torch` * (largest error of plain torch in the op's dtype) + `floor_eps` * eps * largest |value|.
-    Codes of quantised pages are plain torch's own, but for one in a hundred, which may be `code_steps` away: what is
-    computed before it is quantised may round to either side of a half.
+    |error| <= `times_torch` * (largest error of plain torch in the op's dtype)
+             + (eps of the result's dtype / 2 + `floor_eps` * eps of float32) * (largest |value|):
+    what float32 leaves, and one rounding to the result's dtype. Codes of quantised pages are plain torch's own, but
+    for one in a hundred, which may be `code_steps` away: what is computed before it is quantised may round to either
+    side of a half.
     """
 
     times_torch: float = 2.0

@@ -8,7 +8,7 @@ import torch
 
 from pagedserve.backends.reference import attention, cache, fused, linear
 from pagedserve.ops import registry
-from pagedserve.ops.agreement import code_order, difference
+from pagedserve.ops.agreement import code_order, difference, error_beyond_budget
 from pagedserve.ops.cases import make_inputs
 from pagedserve.ops.registry import Row
 from pagedserve.specs import SPECS
@@ -113,6 +113,15 @@ def test_a_wrong_backend_is_rejected(op, function, wrong_backend):
 
     with pytest.raises((AssertionError, IndexError)):
         check_all()
+
+
+@pytest.mark.parametrize("dtype, steps", [(torch.bfloat16, 2), (torch.float16, 2), (torch.float32, 18)], ids=str)
+def test_a_result_may_be_one_rounding_of_its_dtype_away(dtype, steps):
+    plain = torch.tensor([1.0, 0.25], dtype=dtype)  # plain torch is exact; a step at 0.25 is a quarter of eps
+    for count, passes in ((steps, True), (steps + 1, False)):
+        got = plain + torch.tensor([0.0, count * torch.finfo(dtype).eps / 4], dtype=dtype)
+        wrong = error_beyond_budget(SPECS["paged_decode"], "result 0", got, plain, plain.double())
+        assert (wrong is None) == passes, (count, wrong)
 
 
 def test_codes_may_be_a_step_apart_in_one_of_a_hundred():
