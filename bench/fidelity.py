@@ -226,22 +226,26 @@ def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) ->
             loads.append((workload.name, *arrivals, list[tuple[Run, Run]]()))
             say(f"{workload.name}: {len(arrivals[1])} requests, of a capacity of {capacity:.3g} a second")
     for number in range(args.runs):
-        for name, profile, calls, pairs in loads:
+        for place, (name, profile, calls, pairs) in enumerate(loads):
             say(f"run {number + 1} of {args.runs}, {name}, in turns with a calibration")
-            seed = args.seed + 1 + 100 * (len(loads) * number + len(pairs))
+            seed = args.seed + 1 + 100 * (len(loads) * number + place)
             pairs.append(undisturbed(partial(real.load, profile, calls, seed), args.tries))
     say("simulating")
     calibrations = [calibration for *_, pairs in loads for _, calibration in pairs]
-    rows = [row for name, _, calls, pairs in loads for row in rows_of(name, pairs, calls, calibrations)]
+    fitted = fit(levelled(calibrations))
+    rows = [row for name, _, calls, pairs in loads for row in rows_of(name, pairs, calls, calibrations, fitted)]
     return [row | {"capacity_per_s": capacity} for row in rows]
 
 
 def rows_of(
-    workload: str, pairs: Sequence[tuple[Run, Run]], calls: Sequence[Call], calibrations: Sequence[Run]
+    workload: str,
+    pairs: Sequence[tuple[Run, Run]],
+    calls: Sequence[Call],
+    calibrations: Sequence[Run],
+    fitted: Fit,
 ) -> list[dict[str, Any]]:
-    """Rows for runs, each with the calibration that took turns with it, among all calibrations."""
+    """Rows for runs, each with the calibration that took turns with it, among all calibrations, and their cost."""
     around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
-    fitted = fit(levelled(calibrations))
     guessed, own = [], []
     for run, beside in pairs:
         meanwhile = [step for step in beside.steps if step.t >= run.began_s]

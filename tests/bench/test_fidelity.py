@@ -14,7 +14,7 @@ from bench import fidelity, fidelity_runs
 from pagedserve.errors import PagedServeError
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
-from pagedserve.simulate.calibrate import MeasuredStep
+from pagedserve.simulate.calibrate import MeasuredStep, fit
 from pagedserve.simulate.cost import StepCurve
 from pagedserve.simulate.pace import Paced
 
@@ -81,6 +81,11 @@ def all_shapes():
     return [StepShape(tokens, min(seqs, tokens), context, pairs) for tokens, seqs, context, pairs in drawn]
 
 
+def rows_by_metric(pairs, calls, calibrations):
+    fitted = fit(fidelity.levelled(calibrations))
+    return {row["metric"]: row for row in fidelity.rows_of("steady", pairs, calls, calibrations, fitted)}
+
+
 def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
     shapes = all_shapes()
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 5.0, 1000, 1)
@@ -92,7 +97,7 @@ def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
         pairs.append((run, dataclasses.replace(run, results=None)))
     calibrations = [calibration for _, calibration in pairs]
     assert fidelity.paces_of(calibrations, calibrations) == pytest.approx([2.7 / 3.1, 3 / 3.1, 3.6 / 3.1], rel=1e-3)
-    rows = {row["metric"]: row for row in fidelity.rows_of("steady", pairs, calls, calibrations)}
+    rows = rows_by_metric(pairs, calls, calibrations)
     assert rows["E2E mean, ms"]["machine_off_percent"] == pytest.approx(100 * 0.15 * 3 / 3.1, rel=1e-3)
     assert max(abs(row["error_percent"]) for row in rows.values()) < 0.5
     assert rows["E2E mean, ms"]["worst_run_percent"] > 10
@@ -111,7 +116,7 @@ def test_a_slow_spell_is_simulated_when_it_was():
         law = Paced(COST, [(step.shape, step.period_ms) for step in steps])
         run = fidelity_runs.Run(CONFIG, steps, 100.0, 0.0, fidelity.simulated(CONFIG, law, calls), 0.01)
         pairs.append((run, dataclasses.replace(run, results=None)))
-    rows = {row["metric"]: row for row in fidelity.rows_of("steady", pairs, calls, [beside for _, beside in pairs])}
+    rows = rows_by_metric(pairs, calls, [beside for _, beside in pairs])
     error, anywhere = (abs(rows["E2E mean, ms"][name]) for name in ("error_percent", "self_error_percent"))
     assert error < 4
     assert anywhere > 2 * error  # begun anywhere, another crowd meets the spell
