@@ -44,7 +44,7 @@ class Admission:
         """What a step may take by the TPOT targets of those that run."""
         first, common = self.targets.head(), self._config.tpot_target_s
         own = math.inf if first is None else first.arrival.tpot_target_s or math.inf
-        return min(own, common or math.inf) * 1e3 / self.trust.stretch
+        return min(own, common or math.inf) * 1e3 / (self.trust.stretch * self.trust.pace)
 
     def drain_s(self) -> float:
         """Until everybody who waits has a first token."""
@@ -156,6 +156,7 @@ class Admission:
                 if ms > 0 and t - self._done_s < ms / 1e3:
                     self.trust.period_took(ms / 1e3, end_s - self._done_s)
                 self.cost.learn(shape.later(i) if i else shape, ms)
+                self.trust.step_was_off(self.cost.latest)
             self._done_s = t = end_s
 
     def first_token(self, seq: Sequence, now: float) -> None:

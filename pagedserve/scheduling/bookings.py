@@ -24,8 +24,7 @@ class Bookings:
 
     def __init__(self) -> None:
         self._places: dict[tuple[str, str], Booking] = {}  # in the order of their times
-        self._next_s = -math.inf
-        self._share = 1.0  # of those told that come back, lately
+        self._next_s, self._share = -math.inf, 1.0  # the share of those told that come back, lately
 
     def book(self, who: tuple[str, str], now: float, excess_s: float, work_s: float) -> tuple[float, float | None]:
         """When to come back, not before the backlog is short enough, and for how long from then on a place is kept.

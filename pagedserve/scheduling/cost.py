@@ -69,14 +69,14 @@ class CostModel:
     """Prices that follow what is measured.
 
     Attributes: num_measured steps; error, their mean relative error when predicted, recent ones first; bias, the same
-    with its sign (positive: steps took longer than predicted).
+    with its sign (positive: steps took longer than predicted); latest, that of the last step alone.
     """
 
     def __init__(self, prices: StepPrices) -> None:
         *self._prices, uncertainty = astuple(prices)
         self._cap, self._surprises = uncertainty * uncertainty, 0
         self._doubt()
-        self.num_measured, self.error, self.bias = 0, 0.0, 0.0
+        self.num_measured, self.error, self.bias, self.latest = 0, 0.0, 0.0, 0.0
 
     @property
     def prices(self) -> StepPrices:
@@ -104,7 +104,7 @@ class CostModel:
         predicted = sum(terms)
         if not (math.isfinite(ms) and ms > 0 and predicted > 0):
             return
-        off = 2 * (ms - predicted) / (ms + predicted)
+        self.latest = off = 2 * (ms - predicted) / (ms + predicted)
         self.num_measured += 1
         weight = max(RECENT, 1 / self.num_measured)
         self.error += weight * (abs(off) - self.error)

@@ -13,6 +13,7 @@ from pagedserve.scheduling.request import Sequence as Request
 
 ON_TIME = 0.99  # of predicted first tokens that come no later than margin times their prediction
 LEARN = 0.1  # how fast the margin follows
+PACE_STEPS, PACE_LEARN = 12, 1 / 32  # a run of steps, about what a short answer takes; how fast the pace follows
 STALE_S = 10.0  # without a measured step what was learnt binds nobody: the machine may have recovered
 
 
@@ -91,16 +92,25 @@ class Trust:
     Attributes:
         stretch: seconds that pass per second of predicted steps: what the loop does between them.
         margin: what predicted waits are multiplied by, that ON_TIME of first tokens come before.
+        pace: what predicted steps are multiplied by, that ON_TIME of runs of PACE_STEPS take no longer. It is by such
+            runs that a TPOT target is kept: where steps meet it on average, half of the answers miss it.
         output_share: of max_tokens that requests use.
         error: of predicted first tokens, relative, recent ones.
     """
 
     def __init__(self) -> None:
-        self.stretch, self.margin, self.output_share, self.error = 1.0, 1.2, 1.0, 0.0
+        self.stretch, self.margin, self.pace, self.output_share = 1.0, 1.2, 1.1, 1.0
+        self.error = self._recent = 0.0
 
     def period_took(self, predicted_s: float, seconds: float) -> None:
         """From one step's end to the next."""
         self.stretch += 0.05 * (min(3.0, max(1.0, seconds / predicted_s)) - self.stretch)
+
+    def step_was_off(self, error: float) -> None:
+        """By its relative error, positive where it took longer than predicted."""
+        self._recent += (error - self._recent) / PACE_STEPS
+        pull = PACE_LEARN * (ON_TIME if 1 + self._recent > self.pace else ON_TIME - 1)
+        self.pace = min(2.0, max(1.05, self.pace * (1 + pull)))
 
     def first_token_took(self, predicted_s: float, seconds: float, step_s: float) -> None:
         """Of a request that had to wait. A step more or less is no error."""

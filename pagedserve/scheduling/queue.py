@@ -37,10 +37,7 @@ class Tenant:
     """Whoever shares the engine: what waits for it, and what it was served, in tokens over its weight."""
 
     def __init__(self, number: int, weight: float) -> None:
-        self.number = number
-        self.weight = weight
-        self.served = 0.0
-        self.num_waiting = 0
+        self.number, self.weight, self.served, self.num_waiting = number, weight, 0.0, 0
         self.tokens = Counter[int]()  # that wait to be computed, by priority
         self.queue = SequenceHeap(lambda seq, key: seq.waits)
 

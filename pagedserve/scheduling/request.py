@@ -48,8 +48,7 @@ class Sequence:
         self.max_len = len(prompt) + event.max_tokens  # tokens at which it ends
         self.min_len = len(prompt) + event.min_tokens  # tokens from which a stop token ends it
         self.stop_token_ids = event.stop_token_ids
-        self.order = order  # it came as the how-manyth
-        self.key = key  # its place in the queue (policy.waiting_key)
+        self.order, self.key = order, key  # it came as the how-manyth; its place in the queue (policy.waiting_key)
         ttft_s, total_s = (math.inf if wait is None else wait for wait in (event.ttft_deadline_s, event.deadline_s))
         self.first_due_s, self.end_due_s = event.t + ttft_s, event.t + total_s
         self.due_s = min(self.first_due_s, self.end_due_s)  # when it is given up; once it started, end_due_s
@@ -59,18 +58,16 @@ class Sequence:
         self.waits = False  # in the queue
         self.waiting_tokens = 0  # to be computed before its next is sampled, when it last came to the queue
         self.expected_tokens = 0.0  # of output, when it started
-        self.num_starts = 0
+        self.num_starts = self.preemptions = 0  # how often it got a row, and gave its pages up
         self.has_place = False  # kept for it since it was sent away
         self.had_to_wait = False  # for its first start, after a prediction
         self.was_held = False  # back once, for another to compute what both begin with
         self.state = State.WAITING
         self.followers: list[Sequence] = []  # start once this prompt is computed
-        self.preemptions = 0  # how often it gave its pages up
         self.prefix_hit_tokens = 0  # tokens it found computed when it last started
         self.peak = 0  # the most tokens that were computed when it was preempted
         self.needs_pages = 0  # available pages without which it could not start when last tried
-        self.row = -1  # in the runner's page table, while it runs
-        self.slot = -1  # in the decode batch, while it decodes
+        self.row = self.slot = -1  # in the runner's page table, while it runs; in the decode batch, while it decodes
         self.due_tick = 0  # the decode step at which it ends or outgrows its pages; 0: none
         self.computed = 0  # stands still while it decodes; see num_computed
         self.pages: list[int] = []

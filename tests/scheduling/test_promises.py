@@ -58,7 +58,7 @@ def test_who_is_admitted_is_on_time(law, rate, prompt, output, limits) -> None:
     assert len(stories) - len(admitted) > 0.1 * len(stories), "the crowd is more than can be served"
     assert on_time >= 0.99 * len(admitted)
     _, _, unpromised = run(law, arrivals, **limits, admission=False)
-    assert on_time >= sum(story.on_time for story in unpromised)
+    assert on_time >= 0.95 * sum(story.on_time for story in unpromised), "to be told at once costs little"
     stats = scheduler.stats()
     assert stats.rejected == len(stories) - len(admitted)
     assert stats.promises_kept + stats.promises_broken == len(admitted)
@@ -75,6 +75,23 @@ def test_a_step_beside_decodes_stays_within_the_target() -> None:
     assert max(tokens - decodes for decodes, tokens, _ in engine.steps[50:]) > 300, "and uses what it may"
     _, unbounded, _ = run(FAST, [dataclasses.replace(a, tpot_target_s=None) for a in arrivals], max_model_len=4096)
     assert max(ms for decodes, _, ms in unbounded.steps[50:] if decodes) > 1.2 * target_ms
+
+
+def test_targets_are_kept_by_steps_whose_pace_wavers() -> None:
+    clock, wave = random.Random(8), 1.0
+
+    def pace() -> float:
+        nonlocal wave
+        wave += 0.1 * (1.0 - wave) + clock.gauss(0.0, 0.05)
+        return max(0.5, wave * clock.gauss(1.0, 0.15))
+
+    arrivals = crowd(lambda t: 6 if not 20 <= t < 25 else 40, 60.0, (40, 240), (10, 60), ttft_deadline_s=3.0)
+    arrivals = [dataclasses.replace(event, tpot_target_s=0.07) for event in arrivals]
+    engine = VirtualEngine(Scheduler(dataclasses.replace(CONFIG, max_seqs=32)), SLOW, pace=pace)
+    admitted = [story for story in engine.run(arrivals).values() if story.admitted]
+    assert sum(story.on_time for story in admitted) >= 0.99 * len(admitted) > 0.7 * len(arrivals)
+    filled = sorted(ms for decodes, tokens, ms in engine.steps if decodes and tokens > 2 * decodes)
+    assert filled[len(filled) * 9 // 10] > 0.9 * 70, "and steps use what they may"
 
 
 def test_a_target_that_nothing_meets_stops_nobody() -> None:
@@ -220,6 +237,19 @@ def test_the_margin_grows_with_who_is_late_and_shrinks_slowly() -> None:
     for _ in range(2000):
         trust.first_token_took(1.0, 1.0, 0.01)
     assert trust.margin == 1.05
+
+
+def test_the_pace_is_what_runs_of_steps_keep_to() -> None:
+    clock, trust, over = random.Random(4), promises.Trust(), 0
+    for count in range(8000):
+        recent = trust._recent
+        over += count >= 1000 and 1 + recent > trust.pace
+        trust.step_was_off(clock.gauss(0.0, 0.25))
+    assert 0 < over < 0.02 * 7000
+    assert trust.pace < 1.25, "a run's mean wavers less than a step"
+    for _ in range(2000):
+        trust.step_was_off(0.0)
+    assert trust.pace == 1.05
 
 
 @pytest.mark.parametrize("field", ["ttft_deadline_s", "deadline_s", "tpot_target_s"])

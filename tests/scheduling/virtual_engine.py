@@ -30,7 +30,10 @@ class Story:
 
     @property
     def on_time(self) -> bool:
-        return self.first_s <= (self.arrival.ttft_deadline_s or math.inf) and self.end in ("length", "stop")
+        """Its first token by its deadline, the others at its target on average."""
+        others_s = (self.end_s - self.first_s) / max(1, self.tokens - 1)
+        is_served = self.end in ("length", "stop") and self.first_s <= (self.arrival.ttft_deadline_s or math.inf)
+        return is_served and others_s <= (self.arrival.tpot_target_s or math.inf)
 
 
 @dataclass
@@ -38,11 +41,13 @@ class VirtualEngine:
     """Runs until everybody has left. steps: (decodes, tokens, ms) of each.
 
     returns: of who was sent away, the time at which it comes again, or None.
+    pace: what the law's time of the next step is multiplied by.
     """
 
     scheduler: Scheduler
     law: StepPrices
     returns: Callable[[Story], float | None] = lambda story: None
+    pace: Callable[[], float] = lambda: 1.0
     stories: dict[str, Story] = field(default_factory=dict)
     steps: list[tuple[int, int, float]] = field(default_factory=list)
 
@@ -58,7 +63,7 @@ class VirtualEngine:
                     insort(coming, replace(event, t=again_s), key=lambda event: -event.t)
             plan = self.scheduler.plan(t)
             if plan is not None:
-                ms = self.law.ms(plan.shape)
+                ms = self.law.ms(plan.shape) * self.pace()
                 self.steps.append((len(plan.decode_ids), plan.shape.num_tokens, ms))
                 t += ms / 1e3
                 sampled = [*plan.decode_ids, *(chunk.id for chunk in plan.chunks if chunk.samples)]
