@@ -19,7 +19,7 @@ OUTPUT = ROOT / "build" / "emulated"
 
 # Kernels read memory as whichever type suits; contraction would hide what nvcc is told to do.
 COMMON = ("-x", "c++", "-std=c++17", "-DPAGEDSERVE_EMULATED", "-fPIC", "-shared", "-fvisibility=hidden")
-COMMON += ("-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-g")
+COMMON += ("-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-g1")
 UNDEFINED = "bounds,shift,signed-integer-overflow,integer-divide-by-zero,alignment"
 # At -O1, or with all of -fsanitize=undefined, "bounds" takes four times as long to compile.
 BUILDS: dict[str, tuple[str, ...]] = {
