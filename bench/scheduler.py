@@ -20,8 +20,8 @@ BUDGET_US = {64: 60, 256: 150, 1024: 500}
 DEFINITIONS = (
     f"plan and apply(StepDone) of one step; {PROMPT_TOKENS}-token prompts, every request with a TTFT deadline, a TPOT "
     f"target and a total deadline, pages of {PAGE_SIZE} filled at different steps. CPU time of the thread, over "
-    f"{NUM_STEPS} steps; gc: what of the mean is the garbage collector's, which looks through the whole process now "
-    f"and then. Bytecodes and calls: of Python, in the step of {PAGE_SIZE} with the least, and on average."
+    f"{NUM_STEPS} steps, behind a collection of what the set-up left; gc: what of the mean is the garbage collector's, "
+    f"which looks through the whole process now and then. Bytecodes and calls: of Python, in the step of {PAGE_SIZE} with the least, and on average."
 )
 
 
@@ -46,6 +46,7 @@ def measure(num_seqs: int) -> dict[str, float]:
     scheduler, plan = decoding(num_seqs, PROMPT_TOKENS)
     tokens = list(range(100, 100 + num_seqs))
     times = []
+    gc.collect()
     with collecting() as collected:
         for _ in range(NUM_STEPS):
             start = time.thread_time_ns()
