@@ -21,7 +21,8 @@ DEFINITIONS = (
     f"plan and apply(StepDone) of one step; {PROMPT_TOKENS}-token prompts, every request with a TTFT deadline, a TPOT "
     f"target and a total deadline, pages of {PAGE_SIZE} filled at different steps. CPU time of the thread, over "
     f"{NUM_STEPS} steps, behind a collection of what the set-up left; gc: what of the mean is the garbage collector's, "
-    f"which looks through the whole process now and then. Bytecodes and calls: of Python, in the step of {PAGE_SIZE} with the least, and on average."
+    "which looks through the whole process now and then. Bytecodes and calls: of Python, in the step of "
+    f"{PAGE_SIZE} with the least, and on average."
 )
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,23 +41,24 @@ def changed_tree(changes: Sequence[Change], place: Path | None = None) -> Path:
     build.launch_file("plan_decode")  # or there is no checkout
     digest = hashlib.sha256(repr(changes).encode()).hexdigest()[:16]
     place = place or build.ROOT / "build" / "changed" / digest
-    shutil.rmtree(place, ignore_errors=True)
-    for folder in FOLDERS:
-        shutil.copytree(build.CSRC / folder, place / folder)
-    shutil.copy(build.CSRC / "params.h", place)
+    paths = [path for folder in FOLDERS for path in (build.CSRC / folder).rglob("*") if path.is_file()]
+    paths.append(build.CSRC / "params.h")
+    texts = {path.relative_to(build.CSRC): path.read_text(encoding="utf-8") for path in paths}
     for change in changes:
-        path = place / change.file
-        if not path.is_file():
+        text = texts.get(Path(change.file))
+        if text is None:
             raise InvalidInput(f"there is no {change.file} in csrc/{', csrc/'.join(FOLDERS)}")
-        text = path.read_text(encoding="utf-8")
         if text.count(change.old) != 1:
             raise InvalidInput(
                 f"{change.file} holds {change.old!r} {text.count(change.old)} times; give a text that stands there once"
             )
-        path.write_text(text.replace(change.old, change.new), encoding="utf-8")
+        texts[Path(change.file)] = text.replace(change.old, change.new)
+    for name, text in texts.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        build.write(place / name, text)
     return place
 
 
 def launch_files(tree: Path) -> dict[str, Path]:
     """The launch files of a copy, by launcher: a session's sources."""
-    return {path.stem: path for path in (tree / "launch").glob("*.cu")}
+    return {path.stem: tree / "launch" / path.name for path in (build.CSRC / "launch").glob("*.cu")}

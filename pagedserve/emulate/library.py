@@ -179,11 +179,12 @@ class Library:
         from pagedserve.emulate import ptx_route
 
         while True:  # until every kernel that the launcher launches is translated
+            kernels = ptx_route.known_kernels(self.source, here.ptx)
             try:
-                path = ptx_route.compile_library(self.source, here.ptx, here.run.build, self.defines)
+                path = ptx_route.compile_library(self.source, here.ptx, here.run.build, kernels, self.defines)
                 return self._call(here, path, launcher, params, tensors)
             except KernelFault as fault:
-                ptx_route.learn(self.source, here.ptx, fault)
+                ptx_route.learn(self.source, here.ptx, kernels, fault)
 
     def _call(
         self, here: Session, path: Path, launcher: str, params: ctypes.Structure, tensors: Sequence[structs.Addressed]

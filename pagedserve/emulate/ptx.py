@@ -85,14 +85,9 @@ def load(text: str, *, name: str = "kernel") -> Program:
     stem = build.OUTPUT / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     build.OUTPUT.mkdir(parents=True, exist_ok=True)
     ptx, source = stem.with_suffix(".ptx"), stem.with_suffix(".cpp")
-    ptx.write_text(text)
-    write_if_changed(source, translate_module(module, str(ptx)))
+    build.write(ptx, text)
+    build.write(source, translate_module(module, str(ptx)))
     return Program(Library(source), {entry.name: entry for entry in module.entries})
-
-
-def write_if_changed(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pagedserve.emulate import build
-from pagedserve.emulate.ptx import compile_ptx, write_if_changed
+from pagedserve.emulate.ptx import compile_ptx
 from pagedserve.emulate.ptx_parse import parse
 from pagedserve.emulate.ptx_translate import translate_module
 from pagedserve.errors import KernelFault
@@ -36,32 +36,32 @@ def list_of(source: Path, arch: str) -> Path:
     return build.OUTPUT / f"{source.stem}-{arch}-{digest}.kernels"
 
 
-def learn(source: Path, arch: str, fault: KernelFault) -> None:
-    """Remembers the kernel that a launch did not find.
+def learn(source: Path, arch: str, translated: frozenset[str], fault: KernelFault) -> None:
+    """Remembers the kernel that a launch did not find among those translated. Other processes learn meanwhile.
 
     Raises:
-        KernelFault: the fault is another, or the kernel is no news.
+        KernelFault: the fault is another, or the kernel was translated.
     """
     name = str(fault).rpartition(" ")[2]
-    known = known_kernels(source, arch)
-    if fault.kind != NOT_TRANSLATED or name in known:
+    if fault.kind != NOT_TRANSLATED or name in translated:
         raise fault
-    list_of(source, arch).write_text("\n".join(sorted({*known, name})))
+    build.write(list_of(source, arch), "\n".join(sorted({*known_kernels(source, arch), name})))
 
 
-def compile_library(source: Path, arch: str, build_name: str, defines: Sequence[str] = ()) -> Path:
-    """The shared library of a launch file with the kernels known so far.
+def compile_library(
+    source: Path, arch: str, build_name: str, kernels: frozenset[str], defines: Sequence[str] = ()
+) -> Path:
+    """The shared library of a launch file with these kernels.
 
     Raises:
         PtxError: the translator does not know an instruction; BackendUnavailable: there is no nvcc or C++ compiler.
     """
     source = source.resolve()
     text = compile_ptx(source, arch, defines=defines)
-    kernels = known_kernels(source, arch)
     digest = hashlib.sha256("\0".join([str(source), text, *sorted(kernels)]).encode()).hexdigest()[:16]
     ptx, made = (build.OUTPUT / f"{source.stem}-{arch}-{digest}.{ending}" for ending in ("ptx", "cpp"))
     if not made.exists():
-        write_if_changed(ptx, text)
+        build.write(ptx, text)
         translated = translate_module(parse(text, only=kernels), str(ptx))
-        write_if_changed(made, f'{HEAD}{translated}{UNUSED}#include "{source}"\n')
+        build.write(made, f'{HEAD}{translated}{UNUSED}#include "{source}"\n')
     return build.compile_library(made, build_name, [*defines, f"PAGEDSERVE_EMULATED_ARCH={ARCHS[arch]}"])

@@ -11,8 +11,6 @@ from pagedserve.emulate.ptx_parse import Entry, Instruction, Module, PtxError, S
 
 HANDLERS: dict[str, Handler] = ptx_arithmetic.HANDLERS | ptx_memory.HANDLERS | ptx_warp.HANDLERS | ptx_hopper.HANDLERS
 POISON = {"bool": "false", "uint8_t": "0xa5", "uint16_t": "0xffff", "uint32_t": "0xffffffffu"}
-# -O1 compiles a long translation in two thirds of the time of -O2; AddressSanitizer's build has -O0.
-HEAD = '#ifndef __SANITIZE_ADDRESS__\n#pragma GCC optimize("O1")\n#endif\n'
 RUNTIME = Path(__file__).resolve().parents[2] / "csrc" / "target" / "ptx_runtime.h"
 
 
@@ -30,7 +28,7 @@ def translate(text: str, *, name: str = "kernel.ptx") -> str:
 
 
 def translate_module(module: Module, name: str) -> str:
-    parts = [HEAD, f'#include "{RUNTIME}"\n', "namespace ptx = pagedserve::ptx;\n", "namespace {\n"]
+    parts = [f'#include "{RUNTIME}"\n', "namespace ptx = pagedserve::ptx;\n", "namespace {\n"]
     parts += [static_variable(symbol) for symbol in module.variables if symbol.kind in ("global", "const")]
     shared = [symbol for symbol in module.variables if symbol.kind == "shared"]
     parts += [function(entry, shared, name) for entry in module.entries]

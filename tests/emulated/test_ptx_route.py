@@ -10,7 +10,8 @@ import torch
 from pagedserve import ops
 from pagedserve.backends import params
 from pagedserve.backends.operands import PlanDecode
-from pagedserve.emulate import Library, Run, library, session
+from pagedserve.emulate import Library, Run, build, library, ptx_route, session
+from pagedserve.errors import KernelFault
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 LENS = [300, 17, 0, -1, 129, *range(1, 40)]
@@ -52,3 +53,16 @@ def test_mbarriers_and_bulk_copies_as_nvcc_made_them(schedule):
         )
     assert torch.equal(copied, given)
     assert here.counters["async_copies"] > 0
+
+
+def test_what_another_process_learnt_meanwhile_is_compiled_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "OUTPUT", tmp_path)
+    source = tmp_path / "some.cu"
+    missing = {name: KernelFault(f"not translated yet: {name}", kind=ptx_route.NOT_TRANSLATED) for name in ("f", "g")}
+    for name in ("f", "g", "f"):  # two processes, both without f
+        ptx_route.learn(source, "sm_80", frozenset(), missing[name])
+    assert ptx_route.known_kernels(source, "sm_80") == {"f", "g"}
+    with pytest.raises(KernelFault):
+        ptx_route.learn(source, "sm_80", frozenset({"f"}), missing["f"])
+    with pytest.raises(KernelFault, match="elsewhere"):
+        ptx_route.learn(source, "sm_80", frozenset(), KernelFault("out of bounds elsewhere", kind="bounds"))
