@@ -156,7 +156,7 @@ class Admission:
                 if ms > 0 and t - self._done_s < ms / 1e3:
                     self.trust.period_took(ms / 1e3, end_s - self._done_s)
                 self.cost.learn(shape.later(i) if i else shape, ms)
-                self.trust.step_was_off(self.cost.latest)
+                self.trust.step_was_off(self.cost.latest if self.cost.num_measured > 32 else 0.0)  # not while a guess
             self._done_s = t = end_s
 
     def first_token(self, seq: Sequence, now: float) -> None:

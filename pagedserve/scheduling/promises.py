@@ -110,7 +110,7 @@ class Trust:
         """By its relative error, positive where it took longer than predicted."""
         self._recent += (error - self._recent) / PACE_STEPS
         pull = PACE_LEARN * (ON_TIME if 1 + self._recent > self.pace else ON_TIME - 1)
-        self.pace = min(2.0, max(1.05, self.pace * (1 + pull)))
+        self.pace = min(1.5, max(1.05, self.pace * (1 + pull)))
 
     def first_token_took(self, predicted_s: float, seconds: float, step_s: float) -> None:
         """Of a request that had to wait. A step more or less is no error."""

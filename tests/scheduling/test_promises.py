@@ -94,6 +94,13 @@ def test_targets_are_kept_by_steps_whose_pace_wavers() -> None:
     assert filled[len(filled) * 9 // 10] > 0.9 * 70, "and steps use what they may"
 
 
+def test_prices_that_were_guessed_far_too_low_are_no_sign_of_a_pace_that_wavers() -> None:
+    guess = StepPrices(*(price / 20 for price in dataclasses.astuple(SLOW)[:-1]), 1.0)
+    scheduler = Scheduler(dataclasses.replace(CONFIG, prices=guess))
+    VirtualEngine(scheduler, SLOW).run([Arrive(0.02 * i, f"r{i}", [i] * 60, 50) for i in range(40)])
+    assert scheduler.admission.trust.pace < 1.1
+
+
 def test_a_target_that_nothing_meets_stops_nobody() -> None:
     arrivals = [Arrive(0.0, "a", [1] * 20, 200, tpot_target_s=1e-9), Arrive(0.1, "b", [2] * 100, 5)]
     _, _, stories = run(SLOW, arrivals)
