@@ -44,6 +44,7 @@ def serve(load: Load) -> None:
     """Answers questions on stdin until it ends or is told to quit. An adapter module's main."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not stand between answers
+    sys.stdout = sys.stderr  # where it stands at once, too, and not in a buffer
     engine: Engine | None = None
     for line in sys.stdin:
         question = json.loads(line)
