@@ -36,7 +36,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class SampleBatch:
-    """The rows that sample in a step, and their parameters as ops.sample takes them.
+    """The rows that sample in a step, and their parameters as ops.sample takes them. The next one has the same memory.
 
     Attributes:
         rows: [num_rows] int64.
@@ -69,6 +69,10 @@ class Rows:
         self.lengths = np.zeros(max_seqs, np.int64)  # known tokens
         self._columns = {name: np.zeros(max_seqs, dtype) for name, (dtype, _) in COLUMNS.items()}
         self._columns["seeds"] = np.zeros(max_seqs, np.int64)
+        # What Rows.batch gathers into: always the same memory, so that a sampler prepared for so many rows stays good.
+        self._gathered = {name: torch.from_numpy(column.copy()) for name, column in self._columns.items()}
+        self._offsets = torch.zeros(max_seqs, dtype=torch.int64)
+        self._nothing = torch.zeros(max_seqs + 1, dtype=torch.int32)
         self._owners: list[_Sequence | None] = [None] * max_seqs
         self._sequences: dict[str, _Sequence] = {}
 
@@ -103,17 +107,20 @@ class Rows:
         self._columns["seeds"][row] = np.uint64(sequence.completion.seed).astype(np.int64)
 
     def batch(self, rows: np.ndarray) -> SampleBatch:
-        """Gather what sampling these rows takes."""
+        """Gather what sampling these rows takes; the batch before it is void."""
         wanted = [self._owners[row].completion.request.params for row in rows.tolist()]
         num_top = max((-1 if params.logprobs is None else params.logprobs for params in wanted), default=-1)
-        nothing = torch.zeros(len(rows) + 1, dtype=torch.int32)
+        count, nothing = len(rows), self._nothing[: len(rows) + 1]
+        parameters = {name: gathered[:count] for name, gathered in self._gathered.items()}
+        for name, column in self._columns.items():
+            np.take(column, rows, out=parameters[name].numpy())
         return SampleBatch(
             rows,
-            {name: torch.from_numpy(column[rows]) for name, column in self._columns.items()},
+            parameters,
             [i for i, params in enumerate(wanted) if params.penalises],
             [i for i, params in enumerate(wanted) if params.min_tokens > 0],
             num_top,
-            torch.zeros(len(rows), dtype=torch.int64),
+            self._offsets[:count],
             (nothing[:0], nothing, nothing[1:]),
         )
 

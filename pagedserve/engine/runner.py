@@ -77,8 +77,8 @@ class ModelRunner:
         self._rows = Rows(max_seqs, max_len)
         self._counts = np.zeros(max_seqs, np.int32)
         self._decodes: tuple[object, object, np.ndarray] = (None, None, np.zeros(0, np.int64))
-        self._decode_batch: SampleBatch | None = None
-        self._decode_sampler: tuple[SampleBatch, int, Callable[[], ops.Sampled]] | None = None
+        self._batch: SampleBatch | None = None  # of the last step that sampled
+        self._samplers: dict[tuple[int, int, int], Callable[[], ops.Sampled]] = {}  # by rows, num_top and logits
         self._layout = _Layout(None, self._decodes[2], self._decodes[2], 0, 0)
 
     def add(self, completion: CompletionState) -> None:
@@ -123,7 +123,6 @@ class ModelRunner:
         if rows is not plan.decode_rows or ids is not plan.decode_ids:
             decode_rows = np.fromiter(plan.decode_rows, np.int64, len(plan.decode_rows))
             self._decodes = (plan.decode_rows, plan.decode_ids, decode_rows)
-            self._decode_batch = None
             for id, row in zip(plan.decode_ids, plan.decode_rows, strict=True):
                 self._rows.place(id, row)
         for chunk in plan.chunks:
@@ -174,11 +173,9 @@ class ModelRunner:
         )
 
     def _sample(self, plan: StepPlan, logits: torch.Tensor, sampling: np.ndarray) -> StepTokens:
-        rows = self._rows
-        if sampling is self._decodes[2]:
-            batch = self._decode_batch = self._decode_batch or rows.batch(sampling)
-        else:
-            batch = rows.batch(sampling)
+        rows, batch = self._rows, self._batch
+        if batch is None or batch.rows is not sampling:
+            batch = self._batch = rows.batch(sampling)
         if batch.masked:
             rows.mask_stops(batch, logits)
         np.take(rows.lengths, sampling, out=batch.offsets.numpy())
@@ -198,10 +195,10 @@ class ModelRunner:
         return step
 
     def _sampler(self, batch: SampleBatch, logits: torch.Tensor) -> Callable[[], ops.Sampled]:
-        """ops.sample for a batch; checked once for decodes that stay the same, on the same logits."""
-        held = self._decode_sampler
-        if held is not None and held[0] is batch and held[1] == logits.data_ptr() and not batch.penalised:
-            return held[2]
+        """ops.sample for a batch; checked once for as many rows, whose parameters were checked at the door."""
+        place = len(batch.rows), batch.num_top, logits.data_ptr()
+        if place in self._samplers and not batch.penalised:
+            return self._samplers[place]
         history, history_starts, output_starts = self._rows.history(batch)
         sampler = ops.sampler(
             logits,
@@ -213,6 +210,6 @@ class ModelRunner:
             num_top=max(batch.num_top, 0),
             backend=self._backend,
         )
-        if batch is self._decode_batch:
-            self._decode_sampler = (batch, logits.data_ptr(), sampler)
+        if not batch.penalised:
+            self._samplers[place] = sampler
         return sampler

@@ -94,8 +94,8 @@ def sampler(
     """As `sample`, checked now and computed whenever the result is called, on what the same tensors hold by then.
 
     Args:
-        tensors: every other tensor of `sample`, by name. Logits and offsets may change between calls; what the others
-            hold was checked, and must stay valid.
+        tensors: every other tensor of `sample`, by name. What they hold may change between calls; it was checked, but
+            for logits and offsets, and must stay valid.
 
     Returns:
         A function; each call overwrites the tensors that the call before it returned.
