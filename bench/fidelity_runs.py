@@ -64,7 +64,7 @@ def climbs(vocab_size: int, seed: int, tops: Sequence[int] = TOPS) -> list[list[
     """
     clock, number, made = random.Random(seed), 0, []
     for top in clock.sample(tops, len(tops)):
-        lead = 6 + 90 // top
+        lead = 2 + 30 // top  # so answers of some 50 tokens
         climb = []
         for place in range(top):
             length = round(math.exp(clock.triangular(math.log(SHORTEST), math.log(LONGEST))))
