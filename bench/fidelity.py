@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator beside the real engine: the same requests at the same times through both, and how far apart they are.
 
-Step costs are fitted to calibrations that take turns with the runs of a workload, never to the workload itself. Runs of
-the same arrivals differ by more than a simulator should err, so they are repeated and means compared.
+Step costs are fitted to calibrations that take turns with the runs of a workload, never to the workload itself. Runs
+differ by more than a simulator should err, and a percentile hangs on a few arrivals, so each run has arrivals of its own
+and means are compared.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ COLUMNS = {
 }
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
-Real times are taken where the caller stands, in several runs of the same arrivals; a figure is its mean over the runs.
+Real times are taken where the caller stands, in several runs, each of other arrivals; a figure is its mean over the runs.
 With each run an engine of its own computes a calibration: other prompts, in climbs to batches of all sizes. The two
 take turns of a step or a few, the other's clock standing still, so that both have the machine at one pace. Cost, and
 what passes between caller and engine, are taken from all calibrations, and the machine's pace, second by second, from
@@ -222,32 +223,37 @@ def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) ->
     loads = []
     for index, workload in enumerate(WORKLOADS):
         if args.workload in ("all", workload.name):
-            arrivals = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, args.seed + index)
-            loads.append((workload.name, *arrivals, list[tuple[Run, Run]]()))
-            say(f"{workload.name}: {len(arrivals[1])} requests, of a capacity of {capacity:.3g} a second")
+            loads.append((index, workload, list[tuple[Run, Run]](), list[list[Call]]()))
+    say(f"loads are shares of {capacity:.3g} requests a second")
     for number in range(args.runs):
-        for place, (name, profile, calls, pairs) in enumerate(loads):
-            say(f"run {number + 1} of {args.runs}, {name}, in turns with a calibration")
-            seed = args.seed + 1 + 100 * (len(loads) * number + place)
+        for index, workload, pairs, crowds in loads:
+            seed = args.seed + 1 + 100 * (len(WORKLOADS) * number + index)
+            profile, calls = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, seed)
+            say(f"run {number + 1} of {args.runs}, {workload.name}: {len(calls)} requests, in turns with a calibration")
             pairs.append(undisturbed(partial(real.load, profile, calls, seed), args.tries))
+            crowds.append(calls)
     say("simulating")
-    calibrations = [calibration for *_, pairs in loads for _, calibration in pairs]
+    calibrations = [calibration for _, _, pairs, _ in loads for _, calibration in pairs]
     fitted = fit(levelled(calibrations))
-    rows = [row for name, _, calls, pairs in loads for row in rows_of(name, pairs, calls, calibrations, fitted)]
+    rows = [
+        row
+        for _, workload, pairs, crowds in loads
+        for row in rows_of(workload.name, pairs, crowds, calibrations, fitted)
+    ]
     return [row | {"capacity_per_s": capacity} for row in rows]
 
 
 def rows_of(
     workload: str,
     pairs: Sequence[tuple[Run, Run]],
-    calls: Sequence[Call],
+    crowds: Sequence[Sequence[Call]],
     calibrations: Sequence[Run],
     fitted: Fit,
 ) -> list[dict[str, Any]]:
-    """Rows for runs, each with the calibration that took turns with it, among all calibrations, and their cost."""
+    """Rows for runs and their calls, each with the calibration beside it, among all calibrations, and their cost."""
     around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
     guessed, own = [], []
-    for run, beside in pairs:
+    for (run, beside), calls in zip(pairs, crowds, strict=True):
         meanwhile = [step for step in beside.steps if step.t >= run.began_s]
         guessed.append([figures(made, around_s) for made in draws(run.config, fitted, meanwhile, NEARBY_S, calls)])
         anywhere = [place / DRAWS * sum(step.period_ms for step in run.steps) / 1e3 for place in range(DRAWS)]

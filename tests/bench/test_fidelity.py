@@ -82,8 +82,8 @@ def all_shapes():
 
 
 def rows_by_metric(pairs, calls, calibrations):
-    fitted = fit(fidelity.levelled(calibrations))
-    return {row["metric"]: row for row in fidelity.rows_of("steady", pairs, calls, calibrations, fitted)}
+    fitted, crowds = fit(fidelity.levelled(calibrations)), [calls] * len(pairs)
+    return {row["metric"]: row for row in fidelity.rows_of("steady", pairs, crowds, calibrations, fitted)}
 
 
 def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
