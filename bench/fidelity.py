@@ -2,8 +2,8 @@
 """The simulator beside the real engine: the same requests at the same times through both, and how far apart they are.
 
 Step costs are fitted to calibrations that take turns with the runs of a workload, never to the workload itself. Runs
-differ by more than a simulator should err, and a percentile hangs on a few arrivals, so each run has arrivals of its own
-and means are compared.
+differ by more than a simulator should err, and a percentile hangs on a few arrivals, so each run has arrivals of its
+own and means are compared.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COLUMNS = {
 }
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
-Real times are taken where the caller stands, in several runs, each of other arrivals; a figure is its mean over the runs.
+Real times are taken where the caller stands, in several runs of other arrivals each; a figure is its mean over them.
 With each run an engine of its own computes a calibration: other prompts, in climbs to batches of all sizes. The two
 take turns of a step or a few, the other's clock standing still, so that both have the machine at one pace. Cost, and
 what passes between caller and engine, are taken from all calibrations, and the machine's pace, second by second, from
