@@ -80,9 +80,9 @@ def sources_of(path: Path, seen: dict[Path, bytes] | None = None) -> dict[Path, 
 
 def write(path: Path, text: str) -> None:
     """All of it or nothing, whoever reads or writes the file meanwhile; a file that holds the text already stays."""
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=path.suffix, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=path.suffix, delete=False) as file:
         file.write(text)
     os.replace(file.name, path)
 
