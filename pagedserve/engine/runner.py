@@ -78,7 +78,8 @@ class ModelRunner:
         self._counts = np.zeros(max_seqs, np.int32)
         self._decodes: tuple[object, object, np.ndarray] = (None, None, np.zeros(0, np.int64))
         self._batch: SampleBatch | None = None  # of the last step that sampled
-        self._samplers: dict[tuple[int, int, int], Callable[[], ops.Sampled]] = {}  # by rows, num_top and logits
+        # By number of rows and num_top: the logits' address, and what samples from them.
+        self._samplers: dict[tuple[int, int], tuple[int, Callable[[], ops.Sampled]]] = {}
         self._layout = _Layout(None, self._decodes[2], self._decodes[2], 0, 0)
 
     def add(self, completion: CompletionState) -> None:
@@ -196,9 +197,11 @@ class ModelRunner:
 
     def _sampler(self, batch: SampleBatch, logits: torch.Tensor) -> Callable[[], ops.Sampled]:
         """ops.sample for a batch; checked once for as many rows, whose parameters were checked at the door."""
-        place = len(batch.rows), batch.num_top, logits.data_ptr()
-        if place in self._samplers and not batch.penalised:
-            return self._samplers[place]
+        num_top = max(batch.num_top, 0)
+        place, address = (len(batch.rows), num_top), logits.data_ptr()
+        held = self._samplers.get(place)
+        if held is not None and held[0] == address and not batch.penalised:
+            return held[1]
         history, history_starts, output_starts = self._rows.history(batch)
         sampler = ops.sampler(
             logits,
@@ -207,9 +210,9 @@ class ModelRunner:
             history=history,
             history_starts=history_starts,
             output_starts=output_starts,
-            num_top=max(batch.num_top, 0),
+            num_top=num_top,
             backend=self._backend,
         )
         if not batch.penalised:
-            self._samplers[place] = sampler
+            self._samplers[place] = address, sampler
         return sampler
