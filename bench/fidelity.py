@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -29,7 +29,7 @@ from pagedserve.errors import PagedServeError
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.simulate.calibrate import Fit, MeasuredStep, fit, paced
 from pagedserve.simulate.cluster import simulate
-from pagedserve.simulate.cost import StepLaw
+from pagedserve.simulate.cost import StepLaw, steps_in_a_row
 from pagedserve.simulate.results import SERVED, Results, percentile
 from pagedserve.simulate.workload import NO_SLO, Lengths, RateProfile, Request, lognormal, spike, steady
 
@@ -53,10 +53,10 @@ COLUMNS = {
 DEFINITIONS = """\
 TTFT: first token - arrival. TPOT: (last token - first token) / (tokens - 1) of each request. E2E: last token - arrival.
 Real times are taken where the caller stands, in several runs of other arrivals each; a figure is its mean over them.
-With each run an engine of its own computes a calibration: other prompts, in climbs to batches of all sizes. The two
-take turns of a step or a few, the other's clock standing still, so that both have the machine at one pace. Cost, and
-what passes between caller and engine, are taken from all calibrations, and the machine's pace, second by second, from
-the one that took turns with the run: a run is simulated 16 times, begun within a second of when it began. error:
+With each run an engine of its own computes a calibration: crowds of 2 to 32 users one after the other, who ask other
+prompts and pause. The two take turns of a step or a few, the other's clock standing still, so that both have the
+machine at one pace. Cost, and what passes between caller and engine, are taken from all calibrations, and the machine's
+pace, second by second, from the one beside the run: a run is simulated 16 times, begun within a second of it. error:
 simulated / real - 1; +-: its standard deviation, had other runs of the same kind been made (bootstrap). real runs off:
 how far a real run is from their mean, the typical one and the worst: what nobody can know of a single run. fitted on
 itself: on the cost and the paces of the run's own steps, begun at 16 of its moments; what error is left is not the
@@ -73,6 +73,14 @@ class Workload:
     burstiness: float
     prompt: Lengths
     output: Lengths
+
+
+class Measured(NamedTuple):
+    """A run of a workload, the calibration that took turns with it, and the run's requests."""
+
+    run: Run
+    beside: Run
+    calls: Sequence[Call]
 
 
 WORKLOADS = (
@@ -214,7 +222,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The rows of each workload: runs of all in turn, each of them in turns with a calibration."""
-    real.calibrate(args.seed, [2])  # the first run touches memory, and is not counted
+    real.calibrate(args.seed, [(2, 1)])  # the first run touches memory, and is not counted
     capacity = args.capacity
     if capacity is None:
         say("calibrating")
@@ -223,46 +231,37 @@ def measure(real: Real, args: argparse.Namespace, say: Callable[[str], None]) ->
     loads = []
     for index, workload in enumerate(WORKLOADS):
         if args.workload in ("all", workload.name):
-            loads.append((index, workload, list[tuple[Run, Run]](), list[list[Call]]()))
+            loads.append((index, workload, list[Measured]()))
     say(f"loads are shares of {capacity:.3g} requests a second")
     for number in range(args.runs):
-        for index, workload, pairs, crowds in loads:
+        for index, workload, measured in loads:
             seed = args.seed + 1 + 100 * (len(WORKLOADS) * number + index)
             profile, calls = calls_of(workload, capacity, args.seconds, real.model.config.vocab_size, seed)
             say(f"run {number + 1} of {args.runs}, {workload.name}: {len(calls)} requests, in turns with a calibration")
-            pairs.append(undisturbed(partial(real.load, profile, calls, seed), args.tries))
-            crowds.append(calls)
+            measured.append(Measured(*undisturbed(partial(real.load, profile, calls, seed), args.tries), calls))
     say("simulating")
-    calibrations = [calibration for _, _, pairs, _ in loads for _, calibration in pairs]
+    calibrations = [one.beside for _, _, measured in loads for one in measured]
     fitted = fit(levelled(calibrations))
-    rows = [
-        row
-        for _, workload, pairs, crowds in loads
-        for row in rows_of(workload.name, pairs, crowds, calibrations, fitted)
-    ]
+    rows = [row for _, workload, measured in loads for row in rows_of(workload.name, measured, calibrations, fitted)]
     return [row | {"capacity_per_s": capacity} for row in rows]
 
 
 def rows_of(
-    workload: str,
-    pairs: Sequence[tuple[Run, Run]],
-    crowds: Sequence[Sequence[Call]],
-    calibrations: Sequence[Run],
-    fitted: Fit,
+    workload: str, measured: Sequence[Measured], calibrations: Sequence[Run], fitted: Fit
 ) -> list[dict[str, Any]]:
-    """Rows for runs and their calls, each with the calibration beside it, among all calibrations, and their cost."""
+    """Rows for these runs, given all calibrations and their cost."""
     around_s = statistics.fmean(run.around_s for run in calibrations if not math.isnan(run.around_s))
     guessed, own = [], []
-    for (run, beside), calls in zip(pairs, crowds, strict=True):
+    for run, beside, calls in measured:
         meanwhile = [step for step in beside.steps if step.t >= run.began_s]
         guessed.append([figures(made, around_s) for made in draws(run.config, fitted, meanwhile, NEARBY_S, calls)])
         anywhere = [place / DRAWS * sum(step.period_ms for step in run.steps) / 1e3 for place in range(DRAWS)]
         own.append([figures(made, around_s) for made in draws(run.config, fit(run.steps), run.steps, anywhere, calls)])
-    real = [figures(run.results) for run, _ in pairs if run.results]
-    paces = paces_of([beside for _, beside in pairs], calibrations)
+    real = [figures(one.run.results) for one in measured if one.run.results]
+    paces = paces_of([one.beside for one in measured], calibrations)
     machine = {
         "machine_off_percent": 100 * (max(paces) - min(paces)) / 2,
-        "others_percent": 100 * max(run.others_share for run, _ in pairs),
+        "others_percent": 100 * max(one.run.others_share for one in measured),
     }
     return [row | machine for row in compared(workload, real, guessed, own)]
 
@@ -301,7 +300,7 @@ def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:
     cost = fit(together).cost
 
     def pace(steps: Sequence[MeasuredStep]) -> float:
-        return sum(step.period_ms for step in steps) / sum(cost.ms(step.shape) for step in steps)
+        return sum(step.period_ms for step in steps) / sum(steps_in_a_row(cost, (step.shape for step in steps)))
 
     return [pace(run.steps) / pace(together) for run in runs]
 

@@ -31,9 +31,11 @@ from pagedserve.simulate.workload import NO_SLO, RateProfile
 
 MAX_SEQS, MAX_STEP_TOKENS, MAX_MODEL_LEN = 32, 256, 2048
 QUIET = 0.02  # of the machine's processor time: what others may have in a run that counts
-TOPS = (3, MAX_SEQS, 3, 8, 3)  # requests at once, at the top of each climb of a calibration
+CROWDS = ((2, 5), (5, 4), (12, 3), (MAX_SEQS, 2))  # of a calibration: users, and requests of each
 SHORTEST, LONGEST = 12, 1200  # prompts of a calibration
+MOST_TOKENS, MOST_PAUSE_S = 100, 1.0  # of an answer, and before a request
 T = TypeVar("T")
+User = list[tuple[float, Call]]  # requests one after the other, each with the pause before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +57,22 @@ class Run:
     others_share: float
 
 
-def climbs(vocab_size: int, seed: int, tops: Sequence[int] = TOPS) -> list[list[tuple[Call, int]]]:
-    """A calibration: one request after the other until so many run at once, then all of them to their ends; the tops in
-    an order of the seed.
+def crowds(vocab_size: int, seed: int, sizes: Sequence[tuple[int, int]] = CROWDS) -> list[list[User]]:
+    """A calibration: crowds, one when the one before is gone, in an order of the seed. Users pause, ask, and have their
+    answers before they pause again.
 
-    So prompts of all lengths are computed beside any number of decodes, and decodes run in batches of any size. With
-    each request, how many tokens it has when the next one comes.
+    So prompts of all lengths come at any moment, alone or together, beside any number of decodes, and decodes run in
+    batches of any size.
     """
-    clock, number, made = random.Random(seed), 0, []
-    for top in clock.sample(tops, len(tops)):
-        lead = 2 + 30 // top  # so answers of some 50 tokens
-        climb = []
-        for place in range(top):
-            length = round(math.exp(clock.triangular(math.log(SHORTEST), math.log(LONGEST))))
-            prompt = [clock.randrange(1, vocab_size) for _ in range(length)]
-            climb.append((Call(number, prompt, lead * (top - place) + clock.randrange(lead * top), 0.0), lead))
-            number += 1
-        made.append(climb)
-    return made
+    clock, number = random.Random(seed), count()
+
+    def asked() -> tuple[float, Call]:
+        length = round(math.exp(clock.triangular(math.log(SHORTEST), math.log(LONGEST))))
+        prompt = [clock.randrange(1, vocab_size) for _ in range(length)]
+        return clock.uniform(0.0, MOST_PAUSE_S), Call(next(number), prompt, clock.randint(2, MOST_TOKENS), 0.0)
+
+    order = clock.sample(sizes, len(sizes))
+    return [[[asked() for _ in range(requests)] for _ in range(users)] for users, requests in order]
 
 
 class Real:
@@ -83,30 +83,32 @@ class Real:
         self._folder = folder
         self._num_logs = 0
 
-    def calibrate(self, seed: int, tops: Sequence[int] = TOPS) -> tuple[Run]:
-        """Climbs of this seed, alone."""
-        side = Side(partial(self._body, self._log(), partial(self._climb_all, [seed], tops)))
+    def calibrate(self, seed: int, sizes: Sequence[tuple[int, int]] = CROWDS) -> tuple[Run]:
+        """Crowds of this seed, alone."""
+        side = Side(partial(self._body, self._log(), partial(self._serve, [seed], sizes)))
         made, share = _counted(side.run)
         return (self._read(made, share),)
 
     def load(self, profile: RateProfile, calls: Sequence[Call], seed: int) -> tuple[Run, Run]:
-        """A workload to its end, and climbs of this seed and of the next ones in turn with it."""
+        """A workload to its end, and crowds of this seed and of the next ones in turn with it."""
         rush = Rush("workload", False, NO_SLO, profile, [replace(call, token_ids=[]) for call in calls])
 
         async def run(engine: Any, answered: list[Call]) -> None:
             await run_rush(engine, rush, _params, drain_s=600.0, changed=lambda: None)
             answered += rush.calls
 
-        climbing = partial(self._climb_all, count(seed), TOPS)
-        turns = partial(in_turns, partial(self._body, self._log(), run), partial(self._body, self._log(), climbing))
-        (loaded, climbed), share = _counted(turns)
-        return replace(self._read(loaded, share), results=rush.results()), self._read(climbed, share)
+        serving = partial(self._serve, count(seed), CROWDS)
+        turns = partial(in_turns, partial(self._body, self._log(), run), partial(self._body, self._log(), serving))
+        (loaded, served), share = _counted(turns)
+        return replace(self._read(loaded, share), results=rush.results()), self._read(served, share)
 
-    async def _climb_all(self, seeds: Iterable[int], tops: Sequence[int], engine: Any, answered: list[Call]) -> None:
+    async def _serve(
+        self, seeds: Iterable[int], sizes: Sequence[tuple[int, int]], engine: Any, answered: list[Call]
+    ) -> None:
         for seed in seeds:
-            for climb in climbs(self.model.config.vocab_size, seed, tops):
-                answered += [call for call, _ in climb]
-                await _climb(engine, climb, random.Random(seed))
+            for crowd in crowds(self.model.config.vocab_size, seed, sizes):
+                answered += [call for user in crowd for _, call in user]
+                await _ask_together(engine, crowd)
 
     async def _body(self, log: Path, run: Callable[[Any, list[Call]], Awaitable[None]], side: Side[_Made]) -> _Made:
         from pagedserve import AsyncEngine
@@ -143,26 +145,22 @@ class _Made:
     answered: list[Call]
 
 
-async def _climb(engine: Any, climb: Sequence[tuple[Call, int]], clock: random.Random) -> None:
-    began = now()
-    tasks = []
+async def _ask_together(engine: Any, crowd: Sequence[User]) -> None:
+    tasks = [asyncio.create_task(_ask_all(engine, user)) for user in crowd]
     try:
-        for call, lead in climb:
-            call.due_s = now() - began + clock.uniform(0.0, 0.02)  # wherever in a step it falls
-            await asyncio.sleep(max(0.0, began + call.due_s - now()))
-            ready = asyncio.Event()
-
-            def heard(call: Call, lead: int = lead, ready: asyncio.Event = ready) -> None:
-                if len(call.token_ids) >= lead:
-                    ready.set()
-
-            tasks.append(asyncio.create_task(ask(engine, call, _params(call), began, heard)))
-            await ready.wait()
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ask_all(engine: Any, user: User) -> None:
+    began = now()
+    for pause_s, call in user:
+        call.due_s = now() - began + pause_s  # as in a workload, a timer that comes late is in what passes outside
+        await asyncio.sleep(pause_s)
+        await ask(engine, call, _params(call), began)
 
 
 def _params(call: Call) -> Any:

@@ -190,10 +190,8 @@ async def _visit(engine: Engine, rush: Rush, call: Call, make_params: Callable[[
         rush.calls.append(call)
 
 
-async def ask(
-    engine: Engine, call: Call, params: Any, began: float, heard: Callable[[Call], object] = lambda call: None
-) -> None:
-    """Send a call, and note when what came. heard: told of the call after each delta."""
+async def ask(engine: Engine, call: Call, params: Any, began: float) -> None:
+    """Send a call, and note when what came."""
     try:
         async with aclosing(timed(engine, call.prompt, params, began, f"call-{call.number}")) as deltas:
             async for t, delta in deltas:
@@ -205,7 +203,6 @@ async def ask(
                 inside = delta.metrics
                 if inside is not None and inside.first_token_s is not None and call.first_s is not None:
                     call.around_s = call.first_s - call.due_s - (inside.first_token_s - inside.arrival_s)
-                heard(call)
     except RequestRejected as error:
         call.end, call.retry_after_s, call.hold_s = error.reason, error.retry_after_s, error.hold_s
     except PagedServeError:

@@ -6,21 +6,40 @@ or a curve as it was measured,
 
 which is the formula of scheduling/cost.py with straight lines between knots, the last one going on, in place of
 max(weights, token * tokens) + step. A roofline's curve is that very maximum; measured steps have corners of their own.
+
+Measured decodes cost more where the batch is new: the n-th behind a prompt's step by settle_ms * 0.6^(n - 1), as caches
+and clocks become theirs again, and one behind which others came or went by change_ms.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.cost import StepPrices, StepShape
 
+SETTLING = tuple(0.6**n for n in range(24))  # as measured, bench/NOTES.md
+
+
+class Behind(NamedTuple):
+    """Where a step stands: so many steps behind one that computed a prompt's tokens, and at once behind num_seqs."""
+
+    steps: int
+    num_seqs: int
+
+    def after(self, shape: StepShape, count: int = 1) -> Behind:
+        """Where the next one stands, behind count steps from this shape on, of which all but the first only decode."""
+        return Behind(count if shape.pairs else self.steps + count, shape.num_seqs)
+
+
+SETTLED = Behind(len(SETTLING) + 1, 0)
+
 
 class StepLaw(Protocol):
-    """What a step of a shape takes."""
+    """What a step of a shape takes, where nothing is said of those before it."""
 
     def ms(self, shape: StepShape) -> float: ...
 
@@ -31,6 +50,7 @@ class StepCurve:
     Args:
         knots: (num_tokens, ms), rising in tokens; at least one.
         context_ms, pair_ms, seq_ms: as in StepPrices, each at least 0.
+        settle_ms, change_ms: more for decodes whose batch is new, each at least 0.
 
     Raises:
         InvalidInput: a knot or a price cannot be.
@@ -43,10 +63,13 @@ class StepCurve:
         context_ms: float = 0.0,
         pair_ms: float = 0.0,
         seq_ms: float = 0.0,
+        settle_ms: float = 0.0,
+        change_ms: float = 0.0,
     ) -> None:
         self.knots = tuple(knots)
         self.context_ms, self.pair_ms, self.seq_ms = context_ms, pair_ms, seq_ms
-        prices = [context_ms, pair_ms, seq_ms, *(ms for _, ms in self.knots)]
+        self.settle_ms, self.change_ms = settle_ms, change_ms
+        prices = [context_ms, pair_ms, seq_ms, settle_ms, change_ms, *(ms for _, ms in self.knots)]
         if not self.knots or not all(math.isfinite(price) and price >= 0 for price in prices):
             raise InvalidInput(f"a step's curve needs knots, and prices of at least 0 ms; got {self}")
         self._tokens = [tokens for tokens, _ in self.knots]
@@ -55,20 +78,29 @@ class StepCurve:
         self._known: dict[int, float] = {}  # by num_tokens: steps repeat themselves
 
     def __repr__(self) -> str:
-        prices = f"context_ms={self.context_ms:.3g}, pair_ms={self.pair_ms:.3g}, seq_ms={self.seq_ms:.3g}"
-        return f"StepCurve({list(self.knots)}, {prices})"
+        names = "context_ms", "pair_ms", "seq_ms", "settle_ms", "change_ms"
+        return f"StepCurve({list(self.knots)}, {', '.join(f'{name}={getattr(self, name):.3g}' for name in names)})"
 
     def ms(self, shape: StepShape) -> float:
-        """Of a step, O(1)."""
+        """Of a step whose batch is not new, O(1)."""
         num_tokens, num_seqs, context, pairs = shape
         return self._fixed(num_tokens) + self.context_ms * context + self.pair_ms * pairs + self.seq_ms * num_seqs
 
-    def decode_ms(self, shape: StepShape, count: int) -> list[float]:
-        """As the function, to the bit of `ms`."""
+    def unsettled_ms(self, shape: StepShape, behind: Behind) -> float:
+        """How much more it takes there, O(1)."""
+        settling, changed = unsettled(shape, behind)
+        return self.settle_ms * settling + self.change_ms * changed
+
+    def decode_ms(self, shape: StepShape, count: int, behind: Behind = SETTLED) -> list[float]:
+        """Of so many decodes one after the other, to the bit of `ms` and `unsettled_ms`."""
         num_tokens, num_seqs, context, _ = shape
         fixed, of_context, of_seqs = self._fixed(num_tokens), self.context_ms, self.seq_ms * num_seqs
         contexts = range(context, context + count * num_seqs, num_seqs)
-        return [fixed + of_context * keys + of_seqs for keys in contexts]
+        made = [fixed + of_context * keys + of_seqs for keys in contexts]
+        for place in range(min(count, max(1, len(SETTLING) + 1 - behind.steps))):
+            made[place] += self.unsettled_ms(shape, behind)
+            behind = behind.after(shape)
+        return made
 
     def _fixed(self, num_tokens: int) -> float:
         fixed = self._known.get(num_tokens)
@@ -83,6 +115,27 @@ class StepCurve:
         (_, least_ms), (tokens, most_ms) = self.knots[0], self.knots[-1]
         own = {"context_ms": self.context_ms, "pair_ms": self.pair_ms, "seq_ms": self.seq_ms}
         return StepPrices(weights_ms=least_ms, token_ms=most_ms / tokens, **own, step_ms=0.0, uncertainty=0.2)
+
+
+def unsettled(shape: StepShape, behind: Behind) -> tuple[float, float]:
+    """What settle_ms and change_ms count in a step that stands there."""
+    if shape.pairs:
+        return 0.0, 0.0
+    changed = behind.steps > 1 and behind.num_seqs not in (0, shape.num_seqs)
+    return SETTLING[behind.steps - 1] if behind.steps <= len(SETTLING) else 0.0, float(changed)
+
+
+def step_ms(law: StepLaw, shape: StepShape, behind: Behind) -> float:
+    """Of a step that stands there."""
+    return law.ms(shape) + law.unsettled_ms(shape, behind) if isinstance(law, StepCurve) else law.ms(shape)
+
+
+def steps_in_a_row(law: StepLaw, shapes: Iterable[StepShape]) -> Iterator[float]:
+    """What steps take that follow each other."""
+    behind = SETTLED
+    for shape in shapes:
+        yield step_ms(law, shape, behind)
+        behind = behind.after(shape)
 
 
 def hat_weights(tokens: float, knots: Sequence[float]) -> list[float]:

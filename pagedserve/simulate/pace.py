@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.cost import StepShape
-from pagedserve.simulate.cost import StepCurve, StepLaw
+from pagedserve.simulate.cost import SETTLED, Behind, StepCurve, StepLaw, step_ms, steps_in_a_row
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, lie far apart however many there are
 
@@ -23,8 +23,8 @@ _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, lie far apart however m
 class Paced:
     """A step cost at the paces of measured steps, in their order, again and again.
 
-    What a step takes follows from its shape and when it begins alone: no state, so that steps may be looked up in any
-    order. Over long times the mean is that of the measured steps.
+    What a step takes follows from its shape, from what it stands behind and from when it begins: no state, so steps may
+    be looked up in any order. Over long times the mean is that of the measured steps.
 
     Args:
         cost: what a step is expected to take.
@@ -33,7 +33,11 @@ class Paced:
     """
 
     def __init__(self, cost: StepLaw, steps: Iterable[tuple[StepShape, float]], *, begin_s: float = 0.0) -> None:
-        pairs = [(expected, ms) for shape, ms in steps if (expected := cost.ms(shape)) > 0 and ms > 0]
+        steps = list(steps)
+        expected_ms = steps_in_a_row(cost, (shape for shape, _ in steps))
+        pairs = [
+            (expected, ms) for expected, (_, ms) in zip(expected_ms, steps, strict=True) if expected > 0 and ms > 0
+        ]
         if not pairs:
             raise InvalidInput("a machine's pace is that of measured steps; give at least one")
         self._cost, self._begin_s = cost, begin_s
@@ -46,13 +50,13 @@ class Paced:
         """Of a step, on average; O(1)."""
         return self._cost.ms(shape) * self._wall[-1] / self._work[-1]
 
-    def ms_at(self, shape: StepShape, t: float) -> float:
-        """Of a step that begins at t, in seconds; O(log(measured steps))."""
+    def ms_at(self, shape: StepShape, t: float, behind: Behind = SETTLED) -> float:
+        """Of a step that begins at t, in seconds, and stands there; O(log(measured steps))."""
         period = self._wall[-1]
         begin = 1e3 * (self._begin_s + t) % period
         place = self._place(self._wall, begin)
         work = self._work[place] + (begin - self._wall[place]) / self._paces[place]
-        rounds, goal = divmod(work + self._cost.ms(shape), self._work[-1])
+        rounds, goal = divmod(work + step_ms(self._cost, shape, behind), self._work[-1])
         place = self._place(self._work, goal)
         end = self._wall[place] + (goal - self._work[place]) * self._paces[place]
         return max(0.0, rounds * period + end - begin)
@@ -68,15 +72,16 @@ class Paced:
         return min(bisect_right(begins, at) - 1, len(self._paces) - 1)
 
 
-def steps_ms(law: StepLaw, shape: StepShape, count: int, t: float) -> list[float]:
+def steps_ms(law: StepLaw, shape: StepShape, count: int, t: float, behind: Behind = SETTLED) -> list[float]:
     """What so many steps take, one at once after the other from t on: the first of this shape, and then decodes."""
     if isinstance(law, StepCurve):
-        return law.decode_ms(shape, count) if count > 1 else [law.ms(shape)]
+        return law.decode_ms(shape, count, behind) if count > 1 else [step_ms(law, shape, behind)]
     if not isinstance(law, Paced):
         return [law.ms(shape.later(steps)) for steps in range(count)]
     made = []
     for steps in range(count):
-        ms = law.ms_at(shape.later(steps), t)
+        ms = law.ms_at(shape.later(steps), t, behind)
         made.append(ms)
         t += ms / 1e3
+        behind = behind.after(shape)
     return made

@@ -18,7 +18,7 @@ from pagedserve.eventlog.watched import OnEvent, watched
 from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import Abort, Arrive, Decision, Expire, Finish, Reject, StepDone, StepPlan
-from pagedserve.simulate.cost import StepLaw
+from pagedserve.simulate.cost import SETTLED, StepLaw
 from pagedserve.simulate.pace import Paced, steps_ms
 from pagedserve.simulate.workload import Request
 
@@ -76,6 +76,7 @@ class Replica:
         self._steps_ms: list[float] = []  # of the step in flight and those that follow at once
         self._ends_s: list[float] = []
         self._tick = 0
+        self._behind = SETTLED
         self._stops: dict[int, list[str]] = {}  # tick -> ids that may say STOP then
 
     @property
@@ -121,6 +122,7 @@ class Replica:
             self.scheduler.leap(self._ends_s[:-1], lambda step: round(ms[step], 3), WORD)
         self.steps += leapt + 1
         self._tick += leapt + 1
+        self._behind = self._behind.after(plan.shape, leapt + 1)
         tokens = self._sample(plan, t)
         self._decide(self.scheduler.apply(StepDone(t, plan.step, tokens, ms=round(ms[leapt], 3))), t)
 
@@ -129,7 +131,7 @@ class Replica:
         most, until_s = self.scheduler.horizon()
         if self._stops:
             most = min(most, min(self._stops) - self._tick - 1)
-        all_ms = steps_ms(self._cost, shape, max(most, 0) + 1, t)
+        all_ms = steps_ms(self._cost, shape, max(most, 0) + 1, t, self._behind)
         ends_s = list(accumulate([ms / 1e3 for ms in all_ms], initial=t))[1:]
         del ends_s[bisect_left(ends_s, until_s) + 1 :]
         return all_ms, ends_s

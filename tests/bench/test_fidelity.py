@@ -51,15 +51,16 @@ def test_errors_are_of_the_simulated_over_the_real():
     assert 5 < tpot["unsure_percent"] < 60  # of three runs that differ by as much
 
 
-def test_a_calibration_climbs_to_batches_of_every_size():
-    climbs = fidelity_runs.climbs(1000, 1)
-    assert sorted(len(climb) for climb in climbs) == sorted(fidelity_runs.TOPS)
-    calls = [call for climb in climbs for call, _ in climb]
-    assert [call.number for call in calls] == list(range(len(calls)))
-    assert all(len(call.prompt) + call.max_tokens <= fidelity_runs.MAX_MODEL_LEN for call in calls)
-    for climb in climbs:  # each is there until the last has come
-        after = [sum(lead for _, lead in climb[place:]) for place in range(len(climb))]
-        assert all(call.max_tokens >= tokens for (call, _), tokens in zip(climb, after, strict=True))
+def test_a_calibration_has_crowds_of_all_sizes():
+    crowds = fidelity_runs.crowds(1000, 1)
+    assert sorted((len(crowd), len(crowd[0])) for crowd in crowds) == sorted(fidelity_runs.CROWDS)
+    asked = [one for crowd in crowds for user in crowd for one in user]
+    assert [call.number for _, call in asked] == list(range(len(asked)))
+    assert all(len(call.prompt) + call.max_tokens <= fidelity_runs.MAX_MODEL_LEN for _, call in asked)
+    lengths = sorted(len(call.prompt) for _, call in asked)
+    assert lengths[0] < 40 < lengths[len(lengths) // 2] < 300 < lengths[-1]
+    assert all(0 <= pause_s <= fidelity_runs.MOST_PAUSE_S for pause_s, _ in asked)
+    assert crowds == fidelity_runs.crowds(1000, 1) != fidelity_runs.crowds(1000, 2)
 
 
 def disturbed(*shares):
@@ -81,23 +82,24 @@ def all_shapes():
     return [StepShape(tokens, min(seqs, tokens), context, pairs) for tokens, seqs, context, pairs in drawn]
 
 
-def rows_by_metric(pairs, calls, calibrations):
-    fitted, crowds = fit(fidelity.levelled(calibrations)), [calls] * len(pairs)
-    return {row["metric"]: row for row in fidelity.rows_of("steady", pairs, crowds, calibrations, fitted)}
+def rows_by_metric(measured):
+    calibrations = [one.beside for one in measured]
+    fitted = fit(fidelity.levelled(calibrations))
+    return {row["metric"]: row for row in fidelity.rows_of("steady", measured, calibrations, fitted)}
 
 
 def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
     shapes = all_shapes()
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 5.0, 1000, 1)
-    pairs = []
+    measured = []
     for pace in (0.9, 1.0, 1.2):
         steps = [MeasuredStep(0.0, shape, pace * COST.ms(shape), pace * COST.ms(shape)) for shape in shapes]
         cost = StepCurve([(tokens, pace * ms) for tokens, ms in COST.knots])
         run = fidelity_runs.Run(CONFIG, steps, 0.0, 0.0, fidelity.simulated(CONFIG, cost, calls), 0.01)
-        pairs.append((run, dataclasses.replace(run, results=None)))
-    calibrations = [calibration for _, calibration in pairs]
+        measured.append(fidelity.Measured(run, dataclasses.replace(run, results=None), calls))
+    calibrations = [one.beside for one in measured]
     assert fidelity.paces_of(calibrations, calibrations) == pytest.approx([2.7 / 3.1, 3 / 3.1, 3.6 / 3.1], rel=1e-3)
-    rows = rows_by_metric(pairs, calls, calibrations)
+    rows = rows_by_metric(measured)
     assert rows["E2E mean, ms"]["machine_off_percent"] == pytest.approx(100 * 0.15 * 3 / 3.1, rel=1e-3)
     assert max(abs(row["error_percent"]) for row in rows.values()) < 0.5
     assert rows["E2E mean, ms"]["worst_run_percent"] > 10
@@ -106,7 +108,7 @@ def test_each_run_is_simulated_at_the_pace_of_the_calibration_beside_it():
 def test_a_slow_spell_is_simulated_when_it_was():
     """Three seconds in which steps take 2.5 times as long, seen by a run and by the calibration beside it."""
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
-    shapes, pairs = all_shapes(), []
+    shapes, measured = all_shapes(), []
     for begin in (1.0, 6.0):
         steps, t = [], 0.0
         for shape in shapes:
@@ -115,8 +117,8 @@ def test_a_slow_spell_is_simulated_when_it_was():
             t += ms / 1e3
         law = Paced(COST, [(step.shape, step.period_ms) for step in steps])
         run = fidelity_runs.Run(CONFIG, steps, 100.0, 0.0, fidelity.simulated(CONFIG, law, calls), 0.01)
-        pairs.append((run, dataclasses.replace(run, results=None)))
-    rows = rows_by_metric(pairs, calls, [beside for _, beside in pairs])
+        measured.append(fidelity.Measured(run, dataclasses.replace(run, results=None), calls))
+    rows = rows_by_metric(measured)
     error, anywhere = (abs(rows["E2E mean, ms"][name]) for name in ("error_percent", "self_error_percent"))
     assert error < 4
     assert anywhere > 2 * error  # begun anywhere, another crowd meets the spell

@@ -16,7 +16,8 @@ from pagedserve.simulate.calibrate import MeasuredStep, fit, machine_from_log, r
 from pagedserve.simulate.cluster import Cluster, simulate
 from pagedserve.simulate.cost import StepCurve
 
-TRUE = StepCurve([(1, 4), (8, 5), (64, 18), (512, 150)], context_ms=2e-4, pair_ms=3e-4, seq_ms=0.1)
+OWN = {"context_ms": 2e-4, "pair_ms": 3e-4, "seq_ms": 0.1, "settle_ms": 1.5, "change_ms": 0.4}
+TRUE = StepCurve([(1, 4), (8, 5), (64, 18), (512, 150)], **OWN)
 CONFIG = config(max_seqs=32, max_step_tokens=256)
 
 
@@ -24,7 +25,7 @@ class Noisy(StepCurve):
     """TRUE, and chance: some percent up or down, and now and then another program's turn."""
 
     def __init__(self, sigma: float, hiccups: float, seed: int = 1) -> None:
-        super().__init__(TRUE.knots, context_ms=TRUE.context_ms, pair_ms=TRUE.pair_ms, seq_ms=TRUE.seq_ms)
+        super().__init__(TRUE.knots, **OWN)
         self._sigma, self._hiccups, self._clock = sigma, hiccups, random.Random(seed)
 
     def ms(self, shape: StepShape) -> float:
@@ -53,6 +54,8 @@ def test_a_known_cost_is_found_again(tmp_path):
     assert abs(fitted.total_error) < 1e-6
     for shape in (StepShape(1, 1, 200, 0), StepShape(32, 32, 8000, 0), StepShape(256, 1, 0, 256 * 128)):
         assert fitted.cost.ms(shape) == pytest.approx(TRUE.ms(shape), rel=0.06)
+    assert fitted.cost.settle_ms == pytest.approx(TRUE.settle_ms, rel=0.15)
+    assert fitted.cost.change_ms == pytest.approx(TRUE.change_ms, rel=0.15)
 
 
 @pytest.mark.parametrize("sigma, hiccups", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.01)])
@@ -70,7 +73,7 @@ def test_what_it_was_not_fitted_to_is_predicted(tmp_path, sigma, hiccups):
 
 def test_a_price_is_the_mean_of_what_steps_took_not_what_most_of_them_did():
     clock = random.Random(4)
-    shapes = [StepShape(n, n, 100 * n, 0) for n in (1, 4, 8)] * 300 + [StepShape(256, 1, 0, 5000)] * 300
+    shapes = [StepShape(n, n, 100 * n, 0) for n in (1, 4, 8) for _ in range(1000)] + [StepShape(256, 1, 0, 5000)] * 300
     scatter = {1: 0.5, 4: 0.5, 8: 0.5, 256: 0.05}
     steps = []
     for shape in shapes:

@@ -9,11 +9,11 @@ import pytest
 from sim_parts import CONFIG
 
 from pagedserve.errors import InvalidInput
-from pagedserve.scheduling.cost import StepShape
+from pagedserve.scheduling.cost import StepPrices, StepShape
 from pagedserve.scheduling.events import Arrive, StepDone
 from pagedserve.scheduling.scheduler import Scheduler
 from pagedserve.simulate import hardware
-from pagedserve.simulate.cost import StepCurve, hat_weights
+from pagedserve.simulate.cost import SETTLED, Behind, StepCurve, hat_weights, step_ms, steps_in_a_row
 from pagedserve.simulate.pace import steps_ms
 
 
@@ -99,9 +99,30 @@ def test_unknown_names_list_the_known(find, says):
         find()
 
 
+def test_decodes_whose_batch_is_new_cost_more():
+    law = StepCurve([(1, 5.0), (100, 50.0)], settle_ms=2.0, change_ms=0.5)
+    prompt, three, two = StepShape(50, 4, 90, 1000), StepShape(3, 3, 90, 0), StepShape(2, 2, 60, 0)
+    shapes = [three, prompt, three, three, three, *[two] * 40, prompt, prompt, two]
+    more = [ms - law.ms(shape) for ms, shape in zip(steps_in_a_row(law, shapes), shapes, strict=True)]
+    assert more[:5] == pytest.approx([0.0, 0.0, 2.0, 1.2, 0.72])  # whoever came is not counted twice
+    assert more[5:7] == pytest.approx([0.5 + 2.0 * 0.6**3, 2.0 * 0.6**4])
+    assert more[44] == 0.0
+    assert more[45:] == pytest.approx([0.0, 0.0, 2.0])  # prompts are as measured among others
+    assert list(steps_in_a_row(StepPrices(), shapes)) == [StepPrices().ms(shape) for shape in shapes]
+    with pytest.raises(InvalidInput, match="at least 0 ms"):
+        StepCurve([(1, 5.0)], settle_ms=-1.0)
+
+
+@pytest.mark.parametrize("behind", [SETTLED, Behind(1, 9), Behind(3, 7), Behind(23, 9), Behind(1000, 9)])
 @pytest.mark.parametrize("num_seqs", [1, 7, 200])
-def test_decodes_one_after_the_other_cost_what_each_costs(num_seqs):
-    law = StepCurve([(1, 5.9), (30, 6.3), (400, 31.7)], context_ms=3.3e-5, pair_ms=1e-6, seq_ms=2.7e-3)
+def test_decodes_one_after_the_other_cost_what_each_costs(num_seqs, behind):
+    own = {"context_ms": 3.3e-5, "pair_ms": 1e-6, "seq_ms": 2.7e-3, "settle_ms": 1.7, "change_ms": 0.3}
+    law = StepCurve([(1, 5.9), (30, 6.3), (400, 31.7)], **own)
     first = StepShape(num_seqs, num_seqs, 777 * num_seqs, 0)
-    assert steps_ms(law, first, 60, 0.0) == [law.ms(first.later(steps)) for steps in range(60)]
+    singly, place = [], behind
+    for steps in range(60):
+        singly.append(step_ms(law, first.later(steps), place))
+        place = place.after(first)
+    assert steps_ms(law, first, 60, 0.0, behind) == singly
+    assert place == behind.after(first, 60)
     assert first.later(60).context == 837 * num_seqs
