@@ -124,14 +124,13 @@ def shape_of(folder: Path) -> hardware.ModelShape:
 
 def _simulate(planner: Planner, factor: float, start_s: float, processes: int) -> Plan:
     rate = planner.replica_rate()
-    needed = max(1, math.ceil(planner.traffic.rate / rate))
+    needed, steady = planner.replicas_for_all(rate)
     spikes: list[Question] = [
         ("spiked", {"needed": needed, "factor": factor, "promises": promises}) for promises in (True, False)
     ]
     climbs: list[Question] = [("climb", {"replica_rate": rate, "start_s": start_s, "name": name}) for name in POLICIES]
     at_once: list[Question] = [("at_once", {"replicas": replicas}) for replicas in (1, needed)]
-    questions = [*spikes, *climbs, *at_once, ("steady_load", {"needed": needed})]
-    on, off, *climbed, one, all_of_them, steady = answers(planner, questions, processes)
+    on, off, *climbed, one, all_of_them = answers(planner, [*spikes, *climbs, *at_once], processes)
     leads = tuple(lead_times(start_s))
     return Plan(planner, rate, needed, steady, (on, off), (one, all_of_them), tuple(climbed), leads)
 
@@ -151,6 +150,7 @@ def _show(plan: Plan, args: argparse.Namespace, start_s: float, console: Console
             "chosen",
             "70 % of the TPOT target, without context",
         ],
+        ["running at once, at most", f"{planner.config.max_seqs:,} requests", "chosen", "max_seqs of each replica"],
     ]
     console.table(f"{planner.machine.name}: what this plan rests on", ["", "value", "kind", "source"], rows)
     console.print(f"Promise: {describe(traffic.slo)}. Nothing here is measured on a GPU unless its kind says so.")
@@ -232,6 +232,7 @@ def _numbers(plan: Plan, args: argparse.Namespace, start_s: float) -> dict[str, 
         "start_s": start_s,
         "spike": {"factor": args.spike, "length_s": SPIKE_S},
         "max_step_tokens": planner.config.max_step_tokens,
+        "max_seqs": planner.config.max_seqs,
         "replica_requests_per_s": plan.replica_rate,
         "replicas": plan.needed,
         "steady": _scenario(plan.steady),

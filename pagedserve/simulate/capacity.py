@@ -36,7 +36,7 @@ from pagedserve.simulate.workload import (
 
 MOST_REPLICAS = 2
 ON_TIME = 0.99  # share of all arrivals that a capacity keeps its promises to
-STEADY_S = 40.0  # of arrivals that a rate is tried with
+STEADY_S, STEADY_REQUESTS = 40.0, 1000  # of arrivals that a rate is tried with, at least: so 99 % is known to 0.3
 SPIKE_S = 20.0
 REACH_S = 2.0  # of backlog that autoscaling lets stand
 
@@ -168,20 +168,27 @@ class Planner:
         while high - low > 0.03 * high:
             rate = (low + high) / 2
             self.told(f"one replica at {rate:.3g} requests/s")
-            # At least two hundred requests, so that 99 % means something, and no more than that needs.
-            results = self.run(steady(rate, max(200 / rate, min(STEADY_S, 2000 / rate))), 1, promises=False)
+            results = self.run(_steady(rate), 1, promises=False)
             if results.summary().kept_share >= ON_TIME:
                 low = rate
             else:
                 high = rate
         return low
 
-    def steady_load(self, needed: int) -> Scenario:
-        """All users on the replicas they need."""
-        replicas, share = self._share(needed)
-        profile = steady(self.traffic.rate * share, STEADY_S)
-        self.told(f"{self.traffic.users:,} users on {needed} replicas")
-        return Scenario("steady", replicas, self.run(profile, replicas, promises=False), profile)
+    def replicas_for_all(self, replica_rate: float) -> tuple[int, Scenario]:
+        """How many serve ON_TIME of all users' requests in time, and the simulation that shows it.
+
+        What one replica serves says how many to begin with; bursts and its own doubt may ask for more.
+        """
+        needed = first = max(1, math.ceil(self.traffic.rate / replica_rate))
+        while True:
+            replicas, share = self._share(needed)
+            profile = _steady(self.traffic.rate * share)
+            self.told(f"{self.traffic.users:,} users on {needed} replicas")
+            shown = Scenario("steady", replicas, self.run(profile, replicas, promises=False), profile)
+            if shown.results.summary().kept_share >= ON_TIME or needed > 4 * first:
+                return needed, shown
+            needed += max(1, needed // 16)
 
     def spiked(self, needed: int, factor: float, *, promises: bool) -> Scenario:
         """factor times the users for SPIKE_S, on the replicas that the usual number needs."""
@@ -223,6 +230,10 @@ class Planner:
         tokens = self.config.max_step_tokens
         step_s = self.machine.cost.ms(StepShape(tokens, 1, 0, 0)) / 1e3
         return 1.2 * tokens / step_s / (self.traffic.prompt_mean + self.traffic.output_mean)
+
+
+def _steady(rate: float) -> RateProfile:
+    return steady(rate, max(STEADY_S, STEADY_REQUESTS / rate))
 
 
 def answers(planner: Planner, questions: Sequence[Question], processes: int) -> list[Scenario]:

@@ -14,7 +14,7 @@ from pagedserve.cli.plan import _row, shape_of
 from pagedserve.cli.plan_plot import save_plot
 from pagedserve.cli.slo import describe, parse_slo, seconds
 from pagedserve.errors import InvalidInput
-from pagedserve.simulate.capacity import Planner, Traffic
+from pagedserve.simulate.capacity import ON_TIME, Planner, Traffic
 from pagedserve.simulate.hardware import find_gpu, find_model, roofline
 from pagedserve.simulate.workload import Slo
 
@@ -84,9 +84,19 @@ def test_plan_refuses_with_words(words, says, tmp_path, capsys, monkeypatch):
     assert says in capsys.readouterr().err
 
 
+def test_as_many_replicas_are_needed_as_keep_the_promise():
+    machine = roofline(find_model("llama-3-8b", "fp8"), find_gpu("l40s"))
+    planner = Planner(machine, Traffic(10_000, 60.0, Slo(2.0, 0.1), prompt_mean=400.0, output_mean=60.0))
+    rate = planner.replica_rate()
+    needed, shown = planner.replicas_for_all(2.5 * rate)  # as if one served more than it does
+    assert needed > math.ceil(planner.traffic.rate / (2.5 * rate))
+    assert shown.results.summary().kept_share >= ON_TIME
+    assert shown.results.summary().arrivals > 900
+
+
 def test_a_time_in_which_nobody_comes_has_a_row_and_a_plot(tmp_path):
     machine = roofline(find_model("llama-3-8b", "fp8"), find_gpu("l40s"))
-    nobody = Planner(machine, Traffic(1, 1e6, Slo(3.0))).steady_load(1)
+    nobody = Planner(machine, Traffic(1, 1e6, Slo(3.0))).spiked(1, 2.0, promises=True)
     assert nobody.results.summary().arrivals == 0
     assert _row("steady", nobody)[1:6] == ["nobody came", "-", "- / -", "-", "-"]
     save_plot(tmp_path / "plan.png", nobody, nobody, (nobody,), "nobody")
