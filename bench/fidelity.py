@@ -254,9 +254,11 @@ def rows_of(
     guessed, own = [], []
     for run, beside, calls in measured:
         meanwhile = [step for step in beside.steps if step.t >= run.began_s]
-        guessed.append([figures(made, around_s) for made in draws(run.config, fitted, meanwhile, NEARBY_S, calls)])
+        made = draws(run.config, fitted, meanwhile, NEARBY_S, calls, clock_s=run.began_s)
+        guessed.append([figures(results, around_s) for results in made])
         anywhere = [place / DRAWS * sum(step.period_ms for step in run.steps) / 1e3 for place in range(DRAWS)]
-        own.append([figures(made, around_s) for made in draws(run.config, fit(run.steps), run.steps, anywhere, calls)])
+        made = draws(run.config, fit(run.steps), run.steps, anywhere, calls)
+        own.append([figures(results, around_s) for results in made])
     real = [figures(one.run.results) for one in measured if one.run.results]
     paces = paces_of([one.beside for one in measured], calibrations)
     machine = {
@@ -289,9 +291,11 @@ def draws(
     steps: Sequence[MeasuredStep],
     begins_s: Iterable[float],
     calls: Sequence[Call],
+    clock_s: float | None = None,
 ) -> list[Results]:
-    """Simulated on a cost, at the paces of these steps, beginning at each of these moments of theirs."""
-    return [simulated(config, paced(fitted, steps, begin_s=begin_s), calls) for begin_s in begins_s]
+    """Simulated on a cost, at the paces of these steps, beginning at each of these moments of theirs; clock_s: as
+    paced."""
+    return [simulated(config, paced(fitted, steps, begin_s=at_s, clock_s=clock_s), calls) for at_s in begins_s]
 
 
 def paces_of(runs: Sequence[Run], base: Sequence[Run]) -> list[float]:

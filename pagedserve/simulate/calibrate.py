@@ -125,9 +125,22 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
     return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
 
 
-def paced(fitted: Fit, steps: Iterable[MeasuredStep], *, begin_s: float = 0.0) -> Paced:
-    """The fitted cost at the paces that the periods of these steps had. begin_s: as Paced."""
-    return Paced(fitted.cost, ((step.shape, step.period_ms) for step in steps), begin_s=begin_s)
+def paced(fitted: Fit, steps: Iterable[MeasuredStep], *, begin_s: float = 0.0, clock_s: float | None = None) -> Paced:
+    """The fitted cost at the paces that the periods of these steps had.
+
+    Args:
+        begin_s: as Paced.
+        clock_s: play the paces back by the clock from then on, pauses included; None: without them.
+    """
+    taken = ((step.shape, step.period_ms) for step in steps)
+    return Paced(fitted.cost, taken if clock_s is None else _by_the_clock(steps, clock_s), begin_s=begin_s)
+
+
+def _by_the_clock(steps: Iterable[MeasuredStep], t: float) -> Iterator[tuple[StepShape | None, float]]:
+    for step in steps:
+        yield None, max(0.0, 1e3 * (step.t - t))
+        yield step.shape, step.period_ms
+        t = max(t, step.t) + step.period_ms / 1e3
 
 
 def machine_from_log(path: str | PathLike[str]) -> Machine:

@@ -37,6 +37,7 @@ from pagedserve.simulate.workload import (
 MOST_REPLICAS = 2
 ON_TIME = 0.99  # share of all arrivals that a capacity keeps its promises to
 STEADY_S, STEADY_REQUESTS = 40.0, 1000  # of arrivals that a rate is tried with, at least: so 99 % is known to 0.3
+ALONE = 1e-4  # of the rate that no replica reaches: one user at a time
 SPIKE_S = 20.0
 REACH_S = 2.0  # of backlog that autoscaling lets stand
 
@@ -157,22 +158,18 @@ class Planner:
     def replica_rate(self) -> float:
         """Requests a second of which one replica serves ON_TIME in time, to 3 %."""
         self.told("one replica, one user at a time")
-        alone = self.run(steady(0.01, 3000.0), 1, promises=False).summary().kept_share
-        if alone < ON_TIME:
-            slo = self.traffic.slo
-            raise InvalidInput(
-                f"{self.machine.name} keeps ttft {slo.ttft_s} s, tpot {slo.tpot_s} s, total {slo.total_s} s for "
-                f"{alone:.0%} of requests, even for one user at a time: give a looser --slo or a faster machine"
-            )
         low, high = 0.0, self._ceiling()
+        least = ALONE * high
+        alone = self._kept(least)
+        if alone < ON_TIME:
+            raise self._too_much(alone, "one user at a time")
         while high - low > 0.03 * high:
             rate = (low + high) / 2
             self.told(f"one replica at {rate:.3g} requests/s")
-            results = self.run(_steady(rate), 1, promises=False)
-            if results.summary().kept_share >= ON_TIME:
-                low = rate
-            else:
-                high = rate
+            kept = self._kept(rate)
+            low, high = (rate, high) if kept >= ON_TIME else (low, rate)
+            if high < least:
+                raise self._too_much(kept, f"one request in {1 / high:.0f} s")
         return low
 
     def replicas_for_all(self, replica_rate: float) -> tuple[int, Scenario]:
@@ -186,8 +183,11 @@ class Planner:
             profile = _steady(self.traffic.rate * share)
             self.told(f"{self.traffic.users:,} users on {needed} replicas")
             shown = Scenario("steady", replicas, self.run(profile, replicas, promises=False), profile)
-            if shown.results.summary().kept_share >= ON_TIME or needed > 4 * first:
+            kept = shown.results.summary().kept_share
+            if kept >= ON_TIME:
                 return needed, shown
+            if needed > 4 * first:
+                raise self._too_much(kept, f"{needed} replicas, where {first} should do")
             needed += max(1, needed // 16)
 
     def spiked(self, needed: int, factor: float, *, promises: bool) -> Scenario:
@@ -219,6 +219,17 @@ class Planner:
         )
         self.told(f"a climb from 1 to 3.6 replicas' load in {climb_s:.0f} s, {name}")
         return Scenario(name, 2, self.run(profile, 2, promises=False, scaling=scaling), profile)
+
+    def _kept(self, rate: float) -> float:
+        """Of the requests that one replica gets at this rate, the share that is served in time."""
+        return self.run(_steady(rate), 1, promises=False).summary().kept_share
+
+    def _too_much(self, kept: float, even: str) -> InvalidInput:
+        slo = self.traffic.slo
+        return InvalidInput(
+            f"{self.machine.name} keeps ttft {slo.ttft_s} s, tpot {slo.tpot_s} s, total {slo.total_s} s for "
+            f"{kept:.1%} of requests, even for {even}: give a looser --slo or a faster machine"
+        )
 
     def _share(self, needed: int) -> tuple[int, float]:
         """Replicas to simulate of those needed, and their share of the requests."""

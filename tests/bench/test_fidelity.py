@@ -113,9 +113,12 @@ def test_a_slow_spell_is_simulated_when_it_was():
         steps, t = [], 0.0
         for shape in shapes:
             ms = COST.ms(shape) * (2.5 if begin <= t < begin + 3.0 else 1.0)
+            if len(steps) == 20:  # a calibration pauses, and its clock goes on
+                t += 0.7
             steps.append(MeasuredStep(100.0 + t, shape, ms, ms))
             t += ms / 1e3
-        law = Paced(COST, [(step.shape, step.period_ms) for step in steps])
+        taken = [(step.shape, step.period_ms) for step in steps]
+        law = Paced(COST, [*taken[:20], (None, 700.0), *taken[20:]])
         run = fidelity_runs.Run(CONFIG, steps, 100.0, 0.0, fidelity.simulated(CONFIG, law, calls), 0.01)
         measured.append(fidelity.Measured(run, dataclasses.replace(run, results=None), calls))
     rows = rows_by_metric(measured)

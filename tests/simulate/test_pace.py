@@ -65,6 +65,14 @@ def test_a_row_of_decodes_is_a_step_after_the_other():
     assert steps_ms(cost, first, 50, t) == [cost.ms(first.later(steps)) for steps in range(50)]
 
 
+def test_pauses_pass_at_the_mean_pace():
+    law = Paced(COST, [(None, 100.0), *measured((10, 1.0)), (None, 50.0), *measured((10, 3.0)), (None, 0.0)])
+    assert law.ms(ONE) == law.ms_at(ONE, 0.05) == law.ms_at(ONE, 0.22) == pytest.approx(20.0)
+    assert (law.ms_at(ONE, 0.12), law.ms_at(ONE, 0.3)) == pytest.approx((10.0, 30.0))
+    with pytest.raises(InvalidInput, match="at least one"):
+        Paced(COST, [(None, 5.0)])
+
+
 def test_replicas_have_slow_spells_of_their_own():
     law = Paced(COST, measured((100, 1.0), (100, 3.0)))
     cluster = Cluster(CONFIG, law, num_replicas=4)
