@@ -109,19 +109,19 @@ def test_a_slow_spell_is_simulated_when_it_was():
     """Three seconds in which steps take 2.5 times as long, seen by a run and by the calibration beside it."""
     _, calls = fidelity.calls_of(fidelity.WORKLOADS[0], 10.0, 10.0, 1000, 1)
     shapes, measured = all_shapes(), []
-    for begin in (1.0, 6.0):
+    for begin in (4.0, 8.0):
         steps, t = [], 0.0
         for shape in shapes:
             ms = COST.ms(shape) * (2.5 if begin <= t < begin + 3.0 else 1.0)
             if len(steps) == 20:  # a calibration pauses, and its clock goes on
-                t += 0.7
+                t += 3.0
             steps.append(MeasuredStep(100.0 + t, shape, ms, ms))
             t += ms / 1e3
         taken = [(step.shape, step.period_ms) for step in steps]
-        law = Paced(COST, [*taken[:20], (None, 700.0), *taken[20:]])
+        law = Paced(COST, [*taken[:20], (None, 3000.0), *taken[20:]])
         run = fidelity_runs.Run(CONFIG, steps, 100.0, 0.0, fidelity.simulated(CONFIG, law, calls), 0.01)
         measured.append(fidelity.Measured(run, dataclasses.replace(run, results=None), calls))
     rows = rows_by_metric(measured)
     error, anywhere = (abs(rows["E2E mean, ms"][name]) for name in ("error_percent", "self_error_percent"))
-    assert error < 4
+    assert error < 6  # 25, were the pause left out
     assert anywhere > 2 * error  # begun anywhere, another crowd meets the spell
