@@ -226,9 +226,11 @@ class Planner:
 
     def _too_much(self, kept: float, even: str) -> InvalidInput:
         slo = self.traffic.slo
+        promised = {"ttft": slo.ttft_s, "tpot": slo.tpot_s, "total": slo.total_s}
+        words = ", ".join(f"{name} {value:g} s" for name, value in promised.items() if value is not None)
         return InvalidInput(
-            f"{self.machine.name} keeps ttft {slo.ttft_s} s, tpot {slo.tpot_s} s, total {slo.total_s} s for "
-            f"{kept:.1%} of requests, even for {even}: give a looser --slo or a faster machine"
+            f"{self.machine.name} keeps {words} for {kept:.1%} of requests, even for {even}: "
+            "give a looser --slo or a faster machine"
         )
 
     def _share(self, needed: int) -> tuple[int, float]:
