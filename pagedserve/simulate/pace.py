@@ -8,7 +8,6 @@ pace (ms that steps took, over ms that they were expected to) is played back aga
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from copy import copy
@@ -37,12 +36,12 @@ class Paced:
     def __init__(self, cost: StepLaw, steps: Iterable[tuple[StepShape | None, float]], *, begin_s: float = 0.0) -> None:
         steps = [(shape, ms) for shape, ms in steps if ms > 0]
         expected_ms = steps_in_a_row(cost, (shape for shape, _ in steps if shape is not None))
-        taken = [(math.nan if shape is None else next(expected_ms), ms) for shape, ms in steps]
-        computed = [(expected, ms) for expected, ms in taken if expected > 0]
+        taken = [(None if shape is None else next(expected_ms), ms) for shape, ms in steps]
+        computed = [(expected, ms) for expected, ms in taken if expected]
         if not computed:
             raise InvalidInput("a machine's pace is that of measured steps; give at least one")
         mean = sum(ms for _, ms in computed) / sum(expected for expected, _ in computed)
-        pairs = [(ms / mean if math.isnan(expected) else expected, ms) for expected, ms in taken if not expected <= 0]
+        pairs = [(ms / mean if expected is None else expected, ms) for expected, ms in taken if expected != 0]
         self._cost, self._begin_s = cost, begin_s
         self._paces = [ms / expected for expected, ms in pairs]
         # Where each measured step begins, in expected ms and in measured ms; and the ends.

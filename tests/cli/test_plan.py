@@ -47,7 +47,7 @@ def test_plan_end_to_end(tmp_path, capsys):
     words = ["need", "datasheet", "assumed", "10x for 20 s, promises on", "When to add", "Cost of a million tokens"]
     numbers = saved_by(out, capsys.readouterr().out, words)
     rate, needed = numbers["replica_requests_per_s"], numbers["replicas"]
-    assert math.ceil(4.0 / rate) <= needed <= math.ceil(4.0 / rate) + 1
+    assert needed == math.ceil(4.0 / rate)
     assert numbers["steady"]["in_time_share"] >= ON_TIME
     assert numbers["spike_promises"]["in_time_share"] > numbers["spike_unbounded"]["in_time_share"]
     assert numbers["at_once_one_replica"]["arrivals"] == pytest.approx(40, abs=25)
