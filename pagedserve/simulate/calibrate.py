@@ -20,13 +20,12 @@ from pagedserve.scheduling.config import SchedulerConfig
 from pagedserve.scheduling.cost import StepShape
 from pagedserve.scheduling.events import StepDone, StepFailed
 from pagedserve.scheduling.scheduler import Scheduler
-from pagedserve.simulate.cost import SETTLED, StepCurve, hat_weights, steps_in_a_row, unsettled
+from pagedserve.simulate.cost import PRICES, SETTLED, StepCurve, hat_weights, priced, steps_in_a_row
 from pagedserve.simulate.hardware import Constant, Machine
 from pagedserve.simulate.pace import Paced
 
 STIFFNESS = 20.0
 HICCUP = 3.0  # times what a step is expected to take, and another program had the processor
-_BESIDE = "context_ms", "pair_ms", "seq_ms", "settle_ms", "change_ms"  # a curve's prices, beside its knots
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 
 
@@ -94,15 +93,14 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
         InvalidInput: fewer steps than there are prices to find.
     """
     knots = _knots(steps)
-    count = len(knots) + len(_BESIDE)
+    count = len(knots) + len(PRICES)
     if len(steps) < 4 * count:
         raise InvalidInput(
             f"{len(steps)} measured steps are too few for {count} prices; give a log of at least {4 * count}"
         )
     rows, behind = [], SETTLED
     for shape in (step.shape for step in steps):
-        beside = shape.context, shape.pairs, shape.num_seqs, *unsettled(shape, behind)
-        rows.append([*hat_weights(shape.num_tokens, knots), *beside])
+        rows.append([*hat_weights(shape.num_tokens, knots), *priced(shape, behind)])
         behind = behind.after(shape)
     truth = [step.period_ms for step in steps]
     weights = [1.0 / value for value in truth]
@@ -119,7 +117,7 @@ def fit(steps: Sequence[MeasuredStep], *, rounds: int = 4) -> Fit:
     alike = [(guess, value) for guess, value in zip(guesses, truth, strict=True) if guess > value / HICCUP]
     scale = sum(value for _, value in alike) / sum(guess for guess, _ in alike) if alike else 1.0
     prices = [price * scale for price in prices]
-    cost = StepCurve(zip(knots, prices, strict=False), **dict(zip(_BESIDE, prices[len(knots) :], strict=True)))
+    cost = StepCurve(zip(knots, prices, strict=False), **dict(zip(PRICES, prices[len(knots) :], strict=True)))
     guesses = list(steps_in_a_row(cost, (step.shape for step in steps)))
     errors = sorted(abs(guess - value) / value for guess, value in zip(guesses, truth, strict=True))
     return Fit(cost, len(steps), sum(guesses) / sum(truth) - 1.0, errors[len(errors) // 2])
@@ -152,8 +150,10 @@ def machine_from_log(path: str | PathLike[str]) -> Machine:
     constants = (
         *(Constant(f"step of {tokens:g} tokens", ms, "ms", "measured", source) for tokens, ms in cost.knots),
         Constant("reading a token's keys and values", cost.context_ms * 1e6, "ns", "measured", source),
+        Constant("the same beside a prompt", cost.mixed_context_ms * 1e6, "ns", "measured", source),
         Constant("attending from a prompt's token to another", cost.pair_ms * 1e6, "ns", "measured", source),
-        Constant("a sequence of a step", cost.seq_ms * 1e3, "us", "measured", source),
+        Constant("a sequence of a step that only decodes", cost.seq_ms * 1e3, "us", "measured", source),
+        Constant("a sequence beside a prompt", cost.mixed_seq_ms * 1e3, "us", "measured", source),
         Constant("the first decode behind a prompt, more", cost.settle_ms * 1e3, "us", "measured", source),
         Constant("a decode behind which others came or went, more", cost.change_ms * 1e3, "us", "measured", source),
         Constant(f"pages of {config.page_size} tokens", config.num_pages, "", "measured", f"the log's own: {path}"),
@@ -188,7 +188,7 @@ def _straight(steps: Sequence[MeasuredStep], knots: Sequence[float]) -> list[tup
     rows = []
     for place in range(1, len(knots) - 1):
         below, here, above = knots[place - 1 : place + 2]
-        row = [0.0] * (len(knots) + len(_BESIDE))
+        row = [0.0] * (len(knots) + len(PRICES))
         share = (here - below) / (above - below)
         row[place - 1 : place + 2] = [1.0 - share, -1.0, share]
         like = min(steps, key=lambda step: abs(step.shape.num_tokens - here))

@@ -7,8 +7,9 @@ or a curve as it was measured,
 which is the formula of scheduling/cost.py with straight lines between knots, the last one going on, in place of
 max(weights, token * tokens) + step. A roofline's curve is that very maximum; measured steps have corners of their own.
 
-Measured decodes cost more where the batch is new: the n-th behind a prompt's step by settle_ms * 0.6^(n - 1), as caches
-and clocks become theirs again, and one behind which others came or went by change_ms.
+Keys and sequences may cost another amount where a prompt is computed beside them: a step that is busy with products
+reads keys meanwhile. Measured decodes cost more where the batch is new: the n-th behind a prompt's step by settle_ms *
+0.6^(n - 1), as caches and clocks become theirs again, and one behind which others came or went by change_ms.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import NamedTuple, Protocol
 from pagedserve.errors import InvalidInput
 from pagedserve.scheduling.cost import StepPrices, StepShape
 
+# Of a StepCurve, beside its knots.
+PRICES = "context_ms", "seq_ms", "mixed_context_ms", "mixed_seq_ms", "pair_ms", "settle_ms", "change_ms"
 SETTLING = tuple(0.6**n for n in range(24))  # as measured, bench/NOTES.md
 
 
@@ -50,6 +53,7 @@ class StepCurve:
     Args:
         knots: (num_tokens, ms), rising in tokens; at least one.
         context_ms, pair_ms, seq_ms: as in StepPrices, each at least 0.
+        mixed_context_ms, mixed_seq_ms: those of a step that computes a prompt's tokens; None: they are the same.
         settle_ms, change_ms: more for decodes whose batch is new, each at least 0.
 
     Raises:
@@ -63,13 +67,17 @@ class StepCurve:
         context_ms: float = 0.0,
         pair_ms: float = 0.0,
         seq_ms: float = 0.0,
+        mixed_context_ms: float | None = None,
+        mixed_seq_ms: float | None = None,
         settle_ms: float = 0.0,
         change_ms: float = 0.0,
     ) -> None:
         self.knots = tuple(knots)
         self.context_ms, self.pair_ms, self.seq_ms = context_ms, pair_ms, seq_ms
+        self.mixed_context_ms = context_ms if mixed_context_ms is None else mixed_context_ms
+        self.mixed_seq_ms = seq_ms if mixed_seq_ms is None else mixed_seq_ms
         self.settle_ms, self.change_ms = settle_ms, change_ms
-        prices = [context_ms, pair_ms, seq_ms, settle_ms, change_ms, *(ms for _, ms in self.knots)]
+        prices = [*(getattr(self, name) for name in PRICES), *(ms for _, ms in self.knots)]
         if not self.knots or not all(math.isfinite(price) and price >= 0 for price in prices):
             raise InvalidInput(f"a step's curve needs knots, and prices of at least 0 ms; got {self}")
         self._tokens = [tokens for tokens, _ in self.knots]
@@ -78,13 +86,16 @@ class StepCurve:
         self._known: dict[int, float] = {}  # by num_tokens: steps repeat themselves
 
     def __repr__(self) -> str:
-        names = "context_ms", "pair_ms", "seq_ms", "settle_ms", "change_ms"
-        return f"StepCurve({list(self.knots)}, {', '.join(f'{name}={getattr(self, name):.3g}' for name in names)})"
+        return f"StepCurve({list(self.knots)}, {', '.join(f'{name}={getattr(self, name):.3g}' for name in PRICES)})"
 
     def ms(self, shape: StepShape) -> float:
         """Of a step whose batch is not new, O(1)."""
         num_tokens, num_seqs, context, pairs = shape
-        return self._fixed(num_tokens) + self.context_ms * context + self.pair_ms * pairs + self.seq_ms * num_seqs
+        if pairs:
+            beside = self.mixed_context_ms * context + self.pair_ms * pairs + self.mixed_seq_ms * num_seqs
+        else:
+            beside = self.context_ms * context + self.seq_ms * num_seqs
+        return self._fixed(num_tokens) + beside
 
     def unsettled_ms(self, shape: StepShape, behind: Behind) -> float:
         """How much more it takes there, O(1)."""
@@ -96,7 +107,7 @@ class StepCurve:
         num_tokens, num_seqs, context, _ = shape
         fixed, of_context, of_seqs = self._fixed(num_tokens), self.context_ms, self.seq_ms * num_seqs
         contexts = range(context, context + count * num_seqs, num_seqs)
-        made = [fixed + of_context * keys + of_seqs for keys in contexts]
+        made = [fixed + (of_context * keys + of_seqs) for keys in contexts]
         for place in range(min(count, max(1, len(SETTLING) + 1 - behind.steps))):
             made[place] += self.unsettled_ms(shape, behind)
             behind = behind.after(shape)
@@ -123,6 +134,13 @@ def unsettled(shape: StepShape, behind: Behind) -> tuple[float, float]:
         return 0.0, 0.0
     changed = behind.steps > 1 and behind.num_seqs not in (0, shape.num_seqs)
     return SETTLING[behind.steps - 1] if behind.steps <= len(SETTLING) else 0.0, float(changed)
+
+
+def priced(shape: StepShape, behind: Behind) -> tuple[float, ...]:
+    """What each of PRICES counts in a step that stands there."""
+    _, num_seqs, context, pairs = shape
+    beside = (0, 0, context, num_seqs, pairs) if pairs else (context, num_seqs, 0, 0, 0)
+    return *beside, *unsettled(shape, behind)
 
 
 def step_ms(law: StepLaw, shape: StepShape, behind: Behind) -> float:

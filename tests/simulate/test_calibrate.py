@@ -58,6 +58,18 @@ def test_a_known_cost_is_found_again(tmp_path):
     assert fitted.cost.change_ms == pytest.approx(TRUE.change_ms, rel=0.15)
 
 
+def test_what_stands_beside_a_prompt_has_prices_of_its_own(tmp_path):
+    own = {"context_ms": 1e-3, "mixed_context_ms": 2e-4, "pair_ms": 3e-4, "mixed_seq_ms": 0.3}
+    true = StepCurve(TRUE.knots, **own)
+    log_of(tmp_path / "log", true)
+    cost = fit(read_steps(tmp_path / "log")[1]).cost
+    for shape in (StepShape(16, 16, 5000, 0), StepShape(256, 1, 0, 256 * 128), StepShape(256, 24, 5000, 233 * 117)):
+        assert cost.ms(shape) == pytest.approx(true.ms(shape), rel=0.04)
+    assert cost.context_ms == pytest.approx(1e-3, rel=0.1)
+    # Contexts come with sequences, so what 200 keys and their sequence cost is known better than each.
+    assert cost.mixed_seq_ms + 200 * cost.mixed_context_ms == pytest.approx(0.34, rel=0.1)
+
+
 @pytest.mark.parametrize("sigma, hiccups", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.01)])
 def test_what_it_was_not_fitted_to_is_predicted(tmp_path, sigma, hiccups):
     """The bars of a simulator: whole answers to 5 %, the tail of first tokens to 10 %."""

@@ -99,6 +99,17 @@ def test_unknown_names_list_the_known(find, says):
         find()
 
 
+def test_what_stands_beside_a_prompt_may_cost_another_amount():
+    own = {"context_ms": 0.01, "seq_ms": 0.5, "pair_ms": 0.001}
+    decodes, mixed = StepShape(4, 4, 300, 0), StepShape(40, 4, 300, 1000)
+    alike = StepCurve([(1, 5.0)], **own)
+    assert (alike.ms(decodes), alike.ms(mixed)) == pytest.approx((5.0 + 3.0 + 2.0, 5.0 + 3.0 + 2.0 + 1.0))
+    law = StepCurve([(1, 5.0)], **own, mixed_context_ms=0.0, mixed_seq_ms=0.25)
+    assert (law.ms(decodes), law.ms(mixed)) == pytest.approx((10.0, 5.0 + 1.0 + 1.0))
+    with pytest.raises(InvalidInput, match="mixed_seq_ms=-1"):
+        StepCurve([(1, 5.0)], mixed_seq_ms=-1.0)
+
+
 def test_decodes_whose_batch_is_new_cost_more():
     law = StepCurve([(1, 5.0), (100, 50.0)], settle_ms=2.0, change_ms=0.5)
     prompt, three, two = StepShape(50, 4, 90, 1000), StepShape(3, 3, 90, 0), StepShape(2, 2, 60, 0)
@@ -117,6 +128,7 @@ def test_decodes_whose_batch_is_new_cost_more():
 @pytest.mark.parametrize("num_seqs", [1, 7, 200])
 def test_decodes_one_after_the_other_cost_what_each_costs(num_seqs, behind):
     own = {"context_ms": 3.3e-5, "pair_ms": 1e-6, "seq_ms": 2.7e-3, "settle_ms": 1.7, "change_ms": 0.3}
+    own |= {"mixed_context_ms": 1e-5, "mixed_seq_ms": 0.4}
     law = StepCurve([(1, 5.9), (30, 6.3), (400, 31.7)], **own)
     first = StepShape(num_seqs, num_seqs, 777 * num_seqs, 0)
     singly, place = [], behind

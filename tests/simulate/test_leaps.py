@@ -29,7 +29,7 @@ BEAT_S = 1 / 128  # so that arrivals, looks, deadlines and ends of steps meet, e
 LAWS = (
     StepCurve([(512, BEAT_S * 1e3)]),
     StepCurve([(1, 7.3), (64, 9.1), (512, 40.0)], context_ms=3.1e-3, pair_ms=1e-5, seq_ms=0.07),
-    StepCurve([(1, 7.3), (512, 40.0)], settle_ms=2.1, change_ms=0.7),
+    StepCurve([(1, 7.3), (512, 40.0)], context_ms=0.01, mixed_seq_ms=0.3, settle_ms=2.1, change_ms=0.7),
     StepPrices(weights_ms=5.0, token_ms=0.1, context_ms=1e-3, seq_ms=0.03),
     Paced(
         StepCurve([(1, 7.3), (512, 40.0)], settle_ms=2.1, change_ms=0.7),
