@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,18 @@ def _load(path: Path) -> ctypes.CDLL:
     return loaded
 
 
+class _InUse:
+    """A library that keeps its threads' stacks from launch to launch, until nobody holds this."""
+
+    def __init__(self, path: Path) -> None:
+        self.loaded = _load(path)
+        weakref.finalize(self, self.loaded.pagedserve_emulator_give_back).atexit = False
+
+
+# A stack is two mappings, of which a process has 65,530: dozens of libraries that keep thousands each leave none.
+_in_use = functools.lru_cache(maxsize=4)(_InUse)
+
+
 @dataclass(frozen=True)
 class Library:
     """The launchers of one launch file.
@@ -201,7 +214,8 @@ class Library:
 
 
 def _call_here(path: Path, launcher: str, params: ctypes.Structure, run: Run) -> dict[str, int]:
-    loaded = _load(path)
+    in_use = _in_use(path)
+    loaded = in_use.loaded
     if not hasattr(loaded, launcher):
         raise InvalidInput(f'{path.name} has no extern "C" launcher {launcher!r}')
     loaded.pagedserve_emulator_configure(ctypes.byref(run.config()))

@@ -10,6 +10,7 @@ import torch
 
 from pagedserve import emulate
 from pagedserve.emulate import Library, Run
+from pagedserve.emulate.library import _in_use
 from pagedserve.errors import KernelFault
 
 HERE = Path(__file__).parent
@@ -20,7 +21,7 @@ LIBRARY = Library(SOURCE, (), HERE / "params.h")
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="emulated kernels are compiled with g++")
 
 
-def launch(fault: str, **options: Any) -> torch.Tensor:
+def launch(fault: str, library: Library = LIBRARY, **options: Any) -> torch.Tensor:
     out = torch.zeros(64)
     fields = {
         "in": torch.arange(64.0),
@@ -30,7 +31,7 @@ def launch(fault: str, **options: Any) -> torch.Tensor:
         "shared_bytes": 768,
     }
     with emulate.session(Run(**options)):
-        LIBRARY.run(f"fault_{fault}", "FaultParams", fields)
+        library.run(f"fault_{fault}", "FaultParams", fields)
     return out
 
 
@@ -144,3 +145,24 @@ def test_blocks_that_are_not_resident_are_waited_for_in_vain():
     found = fault_of("wait_for_blocks", resident_blocks=1)
     assert found.kind == "endless-spin"
     assert "resident" in str(found)
+
+
+def stacks() -> int:
+    """Of emulated threads, in this process: each has one guard page below it, which nobody may touch."""
+    maps = (line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
+    spans = ([int(end, 16) for end in line[0].split("-")] for line in maps if line[1] == "---p")
+    return sum(end - begin == 4096 for begin, end in spans)
+
+
+def test_a_library_gives_its_stacks_back_when_others_are_in_use():
+    """A process has 65,530 mappings, and dozens of libraries."""
+    unused = Library(SOURCE, ("STACKS_OF_ITS_OWN",), HERE / "params.h")
+    _in_use.cache_clear()
+    before = stacks()
+    for _ in range(2):
+        launch("wait_for_blocks", unused)  # 4 blocks of 64
+        assert stacks() == before + 256
+    assert _in_use.cache_info().maxsize <= 4  # of 4 blocks with 1,024 threads each, twice where launches overlap
+    _in_use.cache_clear()
+    assert stacks() == before
+    assert torch.equal(launch("wait_for_blocks", unused), torch.arange(64.0))
