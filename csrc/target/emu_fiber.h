@@ -95,14 +95,17 @@ __attribute__((naked, noinline)) inline void swap_stacks(void** /*save*/, void* 
 #endif
 
 // Makes `fiber` start at `entry`, which never returns. Stacks and race detector's fibers are kept: making one of the
-// latter takes a millisecond.
-PAGEDSERVE_EMU_INTERNAL inline void prepare(Fiber& fiber, void (*entry)()) {
+// latter takes a millisecond. False where the system has no more mappings.
+PAGEDSERVE_EMU_INTERNAL inline bool prepare(Fiber& fiber, void (*entry)()) {
   if (!fiber.stack) {
     void* memory =
         mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) __builtin_trap();
+    if (memory == MAP_FAILED) return false;
+    if (mprotect(memory, kPageBytes, PROT_NONE) != 0) {
+      munmap(memory, kStackBytes);
+      return false;
+    }
     fiber.stack = static_cast<char*>(memory);
-    mprotect(fiber.stack, kPageBytes, PROT_NONE);
 #if defined(PAGEDSERVE_EMU_TSAN)
     fiber.race = __tsan_create_fiber(0);
 #endif
@@ -126,6 +129,7 @@ PAGEDSERVE_EMU_INTERNAL inline void prepare(Fiber& fiber, void (*entry)()) {
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, entry, 0);
 #endif
+  return true;
 }
 
 // Leaves `from`, for good if it `ends`, and goes on in `to`.

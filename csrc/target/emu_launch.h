@@ -34,7 +34,8 @@ inline void run_lane() {
   end_lane();
 }
 
-PAGEDSERVE_EMU_INTERNAL inline void start_lane(Block& block, int thread, Fiber* fiber) {
+// False where there is no stack for it.
+PAGEDSERVE_EMU_INTERNAL inline bool start_lane(Block& block, int thread, Fiber* fiber) {
   Lane& lane = block.lanes[static_cast<size_t>(thread)];
 #if defined(PAGEDSERVE_EMU_TSAN)
   void* fence_race = lane.fence_race;
@@ -49,12 +50,25 @@ PAGEDSERVE_EMU_INTERNAL inline void start_lane(Block& block, int thread, Fiber* 
   lane.lane = thread % 32;
   lane.thread = thread;
   lane.done = false;
-  prepare(*fiber, run_lane);
+  if (!prepare(*fiber, run_lane)) return false;
 #if defined(PAGEDSERVE_EMU_TSAN)
   const std::string name = "block " + text_of(block.index) + " thread " + std::to_string(thread);
   __tsan_set_fiber_name(fiber->race, name.c_str());
 #endif
   machine.runnable.push(&lane);
+  return true;
+}
+
+// Unmaps the stacks that are kept from launch to launch. Sanitisers know them, and have a process for each launch.
+PAGEDSERVE_EMU_INTERNAL inline void give_back_stacks() {
+#if !defined(PAGEDSERVE_EMU_ASAN) && !defined(PAGEDSERVE_EMU_TSAN)
+  for (auto& fibers : machine.fibers) {
+    for (const auto& fiber : fibers) {
+      if (fiber && fiber->stack) munmap(fiber->stack, kStackBytes);
+    }
+    fibers.clear();
+  }
+#endif
 }
 
 PAGEDSERVE_EMU_INTERNAL inline void start_block(size_t slot) {
@@ -77,7 +91,14 @@ PAGEDSERVE_EMU_INTERNAL inline void start_block(size_t slot) {
     if (fibers.size() <= slot * 1024 + i) fibers.resize(slot * 1024 + 1024);
     auto& fiber = fibers[slot * 1024 + i];
     if (!fiber) fiber = std::make_unique<Fiber>();
-    start_lane(block, static_cast<int>(i), fiber.get());
+    if (start_lane(block, static_cast<int>(i), fiber.get())) continue;
+    give_back_stacks();
+    machine.error = {"launch", "kernel " + std::string(machine.kernel) +
+                                   ": the system has no stack of 256 KiB for thread " + std::to_string(i) +
+                                   " of resident block " + std::to_string(slot) +
+                                   ": a process has an address space (ulimit -v) and 65,530 mappings "
+                                   "(vm.max_map_count), of which a stack takes two; let fewer blocks be resident"};
+    return;
   }
 }
 
@@ -196,18 +217,9 @@ PAGEDSERVE_EMU_EXPORT void pagedserve_emulator_configure(const pagedserve::emula
   pagedserve::emulator::machine.config = *config;
   pagedserve::emulator::machine.counters = {};
 }
-// Unmaps the stacks that are kept from launch to launch. Sanitisers know them, and have a process for each launch.
 PAGEDSERVE_EMU_EXPORT void pagedserve_emulator_give_back() {
-#if !defined(PAGEDSERVE_EMU_ASAN) && !defined(PAGEDSERVE_EMU_TSAN)
-  using pagedserve::emulator::kStackBytes, pagedserve::emulator::machine;
-  const std::lock_guard<std::mutex> lock(machine.busy);
-  for (auto& fibers : machine.fibers) {
-    for (const auto& fiber : fibers) {
-      if (fiber) munmap(fiber->stack, kStackBytes);
-    }
-    fibers.clear();
-  }
-#endif
+  const std::lock_guard<std::mutex> lock(pagedserve::emulator::machine.busy);
+  pagedserve::emulator::give_back_stacks();
 }
 PAGEDSERVE_EMU_EXPORT void pagedserve_emulator_counters(pagedserve::emulator::Counters* counters) {
   *counters = pagedserve::emulator::machine.counters;

@@ -2,6 +2,8 @@
 """Each fault of faults.cu is found by the check named for it, with its kernel and line; its right twin passes."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,30 @@ def test_a_library_gives_its_stacks_back_when_others_are_in_use():
     _in_use.cache_clear()
     assert stacks() == before
     assert torch.equal(launch("wait_for_blocks", unused), torch.arange(64.0))
+
+
+WITHOUT_MEMORY = """
+import resource
+import test_faults as faults
+
+faults.launch("barrier_right")  # 64 threads
+used = resource.getpagesize() * int(open("/proc/self/statm").read().split()[0])
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20), hard))
+try:
+    faults.launch("wait_for_blocks")  # 256 threads, 256 KiB each
+except faults.KernelFault as fault:
+    print(fault.kind, fault)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+print(float(faults.launch("wait_for_blocks")[63]))
+"""
+
+
+def test_no_memory_for_stacks_fails_the_launch_alone():
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], cwd=HERE, capture_output=True, text=True, timeout=120, check=True
+    )
+    refused, served = ran.stdout.splitlines()
+    assert refused.startswith("launch kernel wait_for_blocks: the system has no stack")
+    assert "let fewer blocks be resident" in refused
+    assert served == "63.0"
