@@ -95,7 +95,7 @@ __attribute__((naked, noinline)) inline void swap_stacks(void** /*save*/, void* 
 #endif
 
 // Makes `fiber` start at `entry`, which never returns. Stacks and race detector's fibers are kept: making one of the
-// latter takes a millisecond. False where the system has no more mappings.
+// latter takes a millisecond. False where the system gives no stack.
 PAGEDSERVE_EMU_INTERNAL inline bool prepare(Fiber& fiber, void (*entry)()) {
   if (!fiber.stack) {
     void* memory =

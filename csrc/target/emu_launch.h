@@ -34,7 +34,7 @@ inline void run_lane() {
   end_lane();
 }
 
-// False where there is no stack for it.
+// False where the system gives no stack.
 PAGEDSERVE_EMU_INTERNAL inline bool start_lane(Block& block, int thread, Fiber* fiber) {
   Lane& lane = block.lanes[static_cast<size_t>(thread)];
 #if defined(PAGEDSERVE_EMU_TSAN)
@@ -91,14 +91,15 @@ PAGEDSERVE_EMU_INTERNAL inline void start_block(size_t slot) {
     if (fibers.size() <= slot * 1024 + i) fibers.resize(slot * 1024 + 1024);
     auto& fiber = fibers[slot * 1024 + i];
     if (!fiber) fiber = std::make_unique<Fiber>();
-    if (start_lane(block, static_cast<int>(i), fiber.get())) continue;
-    give_back_stacks();
-    machine.error = {"launch", "kernel " + std::string(machine.kernel) +
-                                   ": the system has no stack of 256 KiB for thread " + std::to_string(i) +
-                                   " of resident block " + std::to_string(slot) +
-                                   ": a process has an address space (ulimit -v) and 65,530 mappings "
-                                   "(vm.max_map_count), of which a stack takes two; let fewer blocks be resident"};
-    return;
+    if (!start_lane(block, static_cast<int>(i), fiber.get())) {
+      give_back_stacks();
+      machine.error = {"launch", "kernel " + std::string(machine.kernel) + ": the system has no stack of " +
+                                     std::to_string(kStackBytes >> 10) + " KiB for thread " + std::to_string(i) +
+                                     " of resident block " + std::to_string(slot) +
+                                     ": a process has an address space (ulimit -v) and 65,530 mappings "
+                                     "(vm.max_map_count), of which a stack takes two; let fewer blocks be resident"};
+      return;
+    }
   }
 }
 

@@ -129,24 +129,18 @@ def current() -> Session:
     return _SESSION.get() or Session()
 
 
-@functools.cache
-def _load(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path))
-    loaded.pagedserve_emulator_error.restype = ctypes.c_char_p
-    loaded.pagedserve_emulator_error_kind.restype = ctypes.c_char_p
-    return loaded
-
-
-class _InUse:
+class _Loaded:
     """A library that keeps its threads' stacks from launch to launch, until nobody holds this."""
 
     def __init__(self, path: Path) -> None:
-        self.loaded = _load(path)
-        weakref.finalize(self, self.loaded.pagedserve_emulator_give_back).atexit = False
+        self.functions = ctypes.CDLL(str(path))
+        self.functions.pagedserve_emulator_error.restype = ctypes.c_char_p
+        self.functions.pagedserve_emulator_error_kind.restype = ctypes.c_char_p
+        weakref.finalize(self, self.functions.pagedserve_emulator_give_back).atexit = False
 
 
 # A stack is two mappings, of which a process has 65,530: dozens of libraries that keep thousands each leave none.
-_in_use = functools.lru_cache(maxsize=4)(_InUse)
+_load = functools.lru_cache(maxsize=4)(_Loaded)
 
 
 @dataclass(frozen=True)
@@ -214,19 +208,19 @@ class Library:
 
 
 def _call_here(path: Path, launcher: str, params: ctypes.Structure, run: Run) -> dict[str, int]:
-    in_use = _in_use(path)
-    loaded = in_use.loaded
-    if not hasattr(loaded, launcher):
+    loaded = _load(path)  # held until what it says is read
+    functions = loaded.functions
+    if not hasattr(functions, launcher):
         raise InvalidInput(f'{path.name} has no extern "C" launcher {launcher!r}')
-    loaded.pagedserve_emulator_configure(ctypes.byref(run.config()))
-    result = getattr(loaded, launcher)(ctypes.byref(params), None)
-    text, kind = loaded.pagedserve_emulator_error().decode(), loaded.pagedserve_emulator_error_kind().decode()
+    functions.pagedserve_emulator_configure(ctypes.byref(run.config()))
+    result = getattr(functions, launcher)(ctypes.byref(params), None)
+    text, kind = functions.pagedserve_emulator_error().decode(), functions.pagedserve_emulator_error_kind().decode()
     if text:
         raise KernelFault(text, kind=kind)
     if result:
         raise KernelFault(f"{launcher} returned {result}, and no kernel said why", kind="launch")
     counters = Counters()
-    loaded.pagedserve_emulator_counters(ctypes.byref(counters))
+    functions.pagedserve_emulator_counters(ctypes.byref(counters))
     return {name: getattr(counters, name) for name in COUNTERS}
 
 

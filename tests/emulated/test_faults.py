@@ -12,7 +12,7 @@ import torch
 
 from pagedserve import emulate
 from pagedserve.emulate import Library, Run
-from pagedserve.emulate.library import _in_use
+from pagedserve.emulate.library import _load
 from pagedserve.errors import KernelFault
 
 HERE = Path(__file__).parent
@@ -159,13 +159,13 @@ def stacks() -> int:
 def test_a_library_gives_its_stacks_back_when_others_are_in_use():
     """A process has 65,530 mappings, and dozens of libraries."""
     unused = Library(SOURCE, ("STACKS_OF_ITS_OWN",), HERE / "params.h")
-    _in_use.cache_clear()
+    _load.cache_clear()
     before = stacks()
     for _ in range(2):
         launch("wait_for_blocks", unused)  # 4 blocks of 64
         assert stacks() == before + 256
-    assert _in_use.cache_info().maxsize <= 4  # of 4 blocks with 1,024 threads each, twice where launches overlap
-    _in_use.cache_clear()
+    assert _load.cache_info().maxsize <= 4  # of 4 blocks with 1,024 threads each, twice where launches overlap
+    _load.cache_clear()
     assert stacks() == before
     assert torch.equal(launch("wait_for_blocks", unused), torch.arange(64.0))
 
